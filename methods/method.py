@@ -1,0 +1,80 @@
+"""The contract between a method and the training loop.
+
+Shapes: B samples of this rank's share of the global batch, C channels, H x W pixels, D features.
+
+A method file defines `Config` (a frozen dataclass of hyper-parameters), one subclass of `Method`,
+and `METHOD`, which names that subclass; it is built as `METHOD(config, backbone, facts)`.
+Nothing is registered: the method's name is the name of its file.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from methods.backbones import Backbone
+
+Batch = Mapping[str, Tensor]
+"""Columns of a batch: one a view, uint8 (B, C, H, W); `<view>.parameters` float32 (B, P);
+`index` int64 (B,), the sample's position in the dataset; `label` int64 (B,) where there is one."""
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The moment of training. Schedules and random draws are functions of it and of nothing else."""
+
+    step: int
+    """Optimizer steps done before this one, from 0."""
+    total_steps: int
+    steps_per_epoch: int
+    epoch: int
+    """Epochs done before this one, from 0."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method may know of the data before it sees any."""
+
+    samples: int
+    """Every `index` is below this."""
+    classes: int | None
+    """None where the data has no labels."""
+    views: Mapping[str, tuple[tuple[int, ...], int]]
+    """A view's name -> (shape of one sample, width of its parameters)."""
+
+
+class Step(NamedTuple):
+    loss: Tensor
+    """Scalar, attached: the mean over this rank's samples."""
+    log: Mapping[str, Tensor]
+    """Detached scalars worth a curve."""
+
+
+class Method(nn.Module):
+    """One turn is one forward, one backward and one optimizer step; most methods have one turn.
+
+    A method is subclassed once, never twice: parts (`Teacher`, `Queue`, `mlp`) are held, not inherited.
+    All state is a parameter or a buffer, so that `state_dict()` alone resumes a run.
+    """
+
+    backbone: Backbone  # what evaluation keeps
+    turns: tuple[str, ...] = ("model",)  # one optimizer each
+
+    def turns_at(self, clock: Clock) -> tuple[str, ...]:
+        """The turns that move at this step, in order."""
+        return self.turns
+
+    def forward(self, batch: Batch, clock: Clock, turn: str) -> Step:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(batch, clock, turn)")
+
+    def parameters_of(self, turn: str) -> list[nn.Parameter]:
+        """What `turn`'s optimizer moves."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def before_epoch(self, clock: Clock, features: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Called on every rank. `features()` -> the training set's features (N, D) and index (N,)."""
+
+    def after_step(self, clock: Clock) -> None:
+        """Called after the step's last turn. Teachers follow here."""
