@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -146,8 +148,8 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, *networks: nn.Module, momentum: float) -> None:
-        own = list(self.network.parameters())
-        online = [p for network in networks for p in network.parameters()]
+        own: list[Tensor] = list(self.network.parameters())
+        online: list[Tensor] = [p for network in networks for p in network.parameters()]
         torch._foreach_lerp_(own, online, 1.0 - momentum)
 
 
@@ -176,7 +178,7 @@ def mlp(
         last_bias: whether the last layer has a bias; ignored where `last_norm` follows it.
     """
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         last = i == len(widths) - 2
         norm = last_norm is not False if last else hidden_norm
         layers.append(nn.Linear(fan_in, fan_out, bias=not norm and (last_bias or not last)))
@@ -233,7 +235,10 @@ def _replace_norms(module: nn.Module, make: Callable[[nn.modules.batchnorm._Batc
             _replace_norms(child, make)
 
 
-def set_batch_norm(method: nn.Module, mode: str) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def set_batch_norm(method: M, mode: str) -> M:
     """Makes every batch norm of a method what the recipe's `--batch-norm` says; returns the method.
 
     - `global`: statistics of the global batch: SyncBN on several GPUs. SyncBN exists on CUDA alone: on the CPU,

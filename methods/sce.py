@@ -156,8 +156,9 @@ class SCE(Method):
         order = draw(clock.seed, clock.step, batch["index"], "shuffle", 1)[:, 0]
         z2 = {name: F.normalize(self.teacher(batch[name], order), dim=1) for name in self.teachers}  # (B, D)
         z1 = {name: F.normalize(self.online(batch[name]), dim=1) for name in self.students}  # (B, D)
+        queue = self.queue.keys.clone()  # the backward pass reads it, after these keys have entered the buffer
         pairs = [(student, teacher) for teacher in z2 for student in z1 if student != teacher]
-        loss = torch.stack([self.loss(z1[student], z2[teacher]) for student, teacher in pairs]).mean()
+        loss = torch.stack([self.loss(z1[student], z2[teacher], queue) for student, teacher in pairs]).mean()
         for keys in z2.values():
             self.queue.enqueue(keys)
         return Step(loss, {"teacher_momentum": loss.new_full((), self.momentum(clock)).detach()})
@@ -165,8 +166,8 @@ class SCE(Method):
     def online(self, images: Tensor) -> Tensor:
         return self.predictor(self.projector(self.backbone(images)))
 
-    def loss(self, online: Tensor, target: Tensor) -> Tensor:
-        c, queue = self.config, self.queue.keys
+    def loss(self, online: Tensor, target: Tensor, queue: Tensor) -> Tensor:
+        c = self.config
         temperatures = {"temperature": c.temperature, "target_temperature": c.target_temperature}
         if c.relation_weight is None and c.ceil_weight is None:
             return sce_loss(

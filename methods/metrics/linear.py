@@ -1,0 +1,120 @@
+"""Linear evaluation by SGD: a linear classifier on frozen features.
+
+Legend: N training samples, M test samples, D features.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.method import Clock
+from methods.optim import Optimizer, build, set_learning_rate
+from methods.parts import draw
+
+SGD_STEPS = Optimizer(lr=30.0, scaling="none", weight_decay=0.0, schedule="steps", milestones=(60.0, 80.0))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The protocol. Defaults: SCE's on CIFAR, STL-10, Tiny-ImageNet and ImageNet-100 (section 4.1), and SimSiam's in
+    Prelax; rate 30 whatever the batch, SGD 0.9, no weight decay, 100 epochs, x0.1 at 60 and 80.
+
+    Others: `RESSL` (ReSSL's small sets: rate 10), `IMAGENET` (SCE's ImageNet), `RESSL_IMAGENET` (with Nesterov).
+    """
+
+    optimizer: Optimizer = SGD_STEPS
+    batch_size: int = 256
+    """SCE's code and SimSiam's; the last partial batch of an epoch is dropped."""
+    epochs: int = 100
+    augment: Literal["crop_flip", "none"] = "crop_flip"
+    """Random crop and flip, as the papers do: each epoch passes the backbone. `none`: features are extracted once."""
+    scale: Literal["unit", "none"] = "unit"
+    """With `augment` none: "unit" divides all features by one number, the root mean squared norm of the training
+    features, so that one rate suits a small network, a large one and raw pixels; "none" takes them as they are, as
+    the papers do with the features that their rates were chosen for. It is the same as the rate divided by that
+    number's square."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.epochs < 1:
+            raise ValueError("linear.batch_size and linear.epochs are at least 1")
+
+
+RESSL = Linear(Optimizer(lr=10.0, scaling="none", weight_decay=0.0, schedule="steps", milestones=(60.0, 80.0)))
+"""ReSSL, section 4: CIFAR, STL-10, Tiny-ImageNet. It gives no batch size."""
+IMAGENET = Linear(Optimizer(lr=0.1, weight_decay=0.0), batch_size=1024, epochs=90)
+"""SCE, section 4.3: rate .1 * batch / 256, cosine."""
+RESSL_IMAGENET = Linear(Optimizer(lr=0.1, weight_decay=0.0, nesterov=True), batch_size=1024, epochs=90)
+"""ReSSL, section 5, after SimCLR: as SCE's, with Nesterov; it gives no batch size."""
+
+
+def linear(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    config: Linear,
+    *,
+    seed: int = 0,
+    classes: int | None = None,
+) -> dict[str, float]:
+    """Trains the classifier of `config` on features that are ready, in float32 on their device.
+
+    The weights start at N(0, .01), the bias at 0, as in MoCo's code. The order of the samples is a function of
+    (seed, epoch, position) alone. `config.augment` does not matter here.
+
+    Args:
+        train: (N, D).
+        train_labels: int64 (N,).
+        test: (M, D).
+        test_labels: int64 (M,).
+        config: the protocol.
+        seed: of the first weights and of the order.
+        classes: labels are below it; None: the highest label and one.
+
+    Returns:
+        Fractions "top1", and "top5" where there are more than 5 classes, after the last epoch; "scale", the number
+        that the features were divided by.
+
+    Raises:
+        ValueError: a batch larger than N, features that are not finite, or a classifier that diverged.
+    """
+    if config.batch_size > len(train):
+        raise ValueError(f"linear.batch_size {config.batch_size} is above the {len(train)} training samples: lower it")
+    if not (train.isfinite().all() and test.isfinite().all()):
+        raise ValueError("the features hold values that are not finite")
+    highest = int(max(train_labels.max(), test_labels.max()))
+    classes = highest + 1 if classes is None else classes
+    if highest >= classes or min(train_labels.min(), test_labels.min()) < 0:
+        raise ValueError(f"labels lie in 0 to {classes - 1}: a linear evaluation needs one for each sample")
+    x, x_test = train.float(), test.float()
+    scale = 1.0
+    if config.scale == "unit":
+        scale = x.square().sum(1).mean().sqrt().item() or 1.0  # features that are all zero stay so
+        x, x_test = x / scale, x_test / scale
+    classifier = nn.utils.skip_init(nn.Linear, x.shape[1], classes)  # leaves the process's generator alone
+    nn.init.normal_(classifier.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(classifier.bias)
+    classifier.to(x.device)
+    optimizer = build(config.optimizer, classifier.parameters(), config.batch_size)
+    positions = torch.arange(len(x), device=x.device)
+    steps = len(x) // config.batch_size
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        for epoch in range(config.epochs):
+            order = draw(seed, epoch, positions, "linear", 1)[:, 0].argsort(stable=True)
+            for step, rows in enumerate(order.split(config.batch_size)[:steps], start=epoch * steps):
+                clock = Clock(step, config.epochs * steps, steps, epoch, seed)
+                set_learning_rate(optimizer, config.optimizer, config.batch_size, clock)
+                optimizer.zero_grad()
+                F.cross_entropy(classifier(x[rows]), train_labels[rows]).backward()
+                optimizer.step()
+    with torch.no_grad():
+        logits = classifier(x_test)  # (M, classes)
+    if not logits.isfinite().all():
+        raise ValueError("the linear classifier diverged: lower linear.optimizer.lr, or set linear.scale unit")
+    ranked = logits.topk(min(5, classes), dim=1).indices
+    right = ranked == test_labels[:, None]
+    accuracy = {f"top{n}": right[:, :n].any(1).double().mean().item() for n in (1, 5) if n == 1 or classes > n}
+    return {**accuracy, "scale": scale}

@@ -1,0 +1,108 @@
+"""Nearest neighbours by cosine similarity, and a picture of them.
+
+Legend: Q queries, N gallery, D features, K neighbours.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+_CELLS = 2**24  # similarities held at once, whatever the sizes
+
+
+def _nearest(similarity: Tensor, k: int) -> Tensor:
+    """(Q, N) -> int64 (Q, k): columns by similarity, then by the lower index; topk alone leaves ties open."""
+    values, index = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
+    index = index[:, :k]
+    tied = (values[:, k - 1 : k] == values[:, k:]).any(1)  # rows where a tie straddles the k-th place
+    index[tied] = similarity[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
+    index = index.sort(1).values
+    return index.gather(1, similarity.gather(1, index).argsort(dim=1, descending=True, stable=True))
+
+
+@torch.no_grad()
+def neighbours(queries: Tensor, gallery: Tensor, *, k: int, same: bool = False) -> tuple[Tensor, Tensor]:
+    """The k nearest rows of the gallery to each query, by cosine of the features as they are (not centred).
+
+    Of equal similarities the lower index comes first, on every device. Memory is bounded: queries go in chunks.
+
+    Args:
+        queries: (Q, D), any float type; computed in float32.
+        gallery: (N, D), on the same device.
+        k: neighbours a query, at most N.
+        same: the queries are the gallery; a row is not its own neighbour, and k is at most N - 1.
+
+    Returns:
+        index int64 (Q, k) into the gallery and cosine float32 (Q, k), nearest first.
+
+    Raises:
+        ValueError: k out of range, other widths, or features that are not finite.
+    """
+    available = len(gallery) - same
+    if not 1 <= k <= available:
+        raise ValueError(f"k = {k} neighbours of {available} samples: choose k from 1 to {available}")
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"features of widths {queries.shape[1]} and {gallery.shape[1]} cannot be compared")
+    if not (queries.isfinite().all() and gallery.isfinite().all()):
+        raise ValueError("the features hold values that are not finite")
+    with torch.autocast(gallery.device.type, enabled=False):
+        columns = F.normalize(gallery.float(), dim=1).T  # (D, N)
+        index, similarity = [], []
+        for start in range(0, len(queries), rows := max(_CELLS // len(gallery), 1)):
+            chunk = F.normalize(queries[start : start + rows].float(), dim=1) @ columns  # (rows, N)
+            if same:
+                chunk.diagonal(start).fill_(-torch.inf)
+            nearest = _nearest(chunk, k)  # (rows, k)
+            index.append(nearest)
+            similarity.append(chunk.gather(1, nearest))
+    return torch.cat(index), torch.cat(similarity)
+
+
+def retrieval_figure(
+    query_images: Tensor,
+    neighbour_images: Tensor,
+    similarity: Tensor,
+    *,
+    query_labels: Tensor | None = None,
+    neighbour_labels: Tensor | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Figure:
+    """A row a query: the query, then its neighbours, each with its cosine below it.
+
+    Where both labels are known, a neighbour's frame is green for the query's class and red for another.
+
+    Args:
+        query_images: uint8 (Q, C, H, W), C = 1 or 3.
+        neighbour_images: uint8 (Q, K, C, H, W), nearest first.
+        similarity: (Q, K).
+        query_labels: int64 (Q,).
+        neighbour_labels: int64 (Q, K).
+        class_names: names by label, written above the images.
+    """
+    q, k = similarity.shape
+    known = query_labels is not None and neighbour_labels is not None
+    figure = Figure(figsize=(1.1 * (k + 1), 1.45 * q), dpi=120, layout="constrained")
+    axes = figure.subplots(q, k + 1, squeeze=False)
+    images = torch.cat([query_images[:, None], neighbour_images], 1).permute(0, 1, 3, 4, 2).cpu().numpy()
+    for row in range(q):
+        for column in range(k + 1):
+            axis = axes[row, column]
+            axis.imshow(images[row, column], cmap="gray", vmin=0, vmax=255)
+            axis.set(xticks=[], yticks=[])
+            label = None
+            if column == 0:
+                axis.set_xlabel("query", fontsize=7)
+                axis.spines[:].set_visible(False)
+                label = None if query_labels is None else int(query_labels[row])
+            else:
+                axis.set_xlabel(f"{float(similarity[row, column - 1]):.3f}", fontsize=7)
+                label = None if neighbour_labels is None else int(neighbour_labels[row, column - 1])
+                if known:
+                    right = label == int(query_labels[row])  # type: ignore[index]
+                    axis.spines[:].set(color="tab:green" if right else "tab:red", linewidth=3)
+            if label is not None:
+                axis.set_title(class_names[label] if class_names else str(label), fontsize=7, pad=3)
+    return figure

@@ -1,0 +1,115 @@
+"""The command line. Each command is a function of its arguments; those that take long show a progress bar."""
+
+import difflib
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import UserError
+from pipelines.recipe import Recipe, Run, find_recipe, method_modules, recipes
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    run: Run = field(default_factory=Run)
+
+
+def list_(arguments: list[str]) -> None:
+    """Methods, recipes, backbones and protocols."""
+    from methods import backbones
+    from pipelines.evaluate import PROTOCOLS
+
+    tyro.cli(lambda: None, args=arguments, prog="python -m pipelines list", description=list_.__doc__)
+    table = Table("kind", "name", "what", title=None)
+
+    def first_line(thing: object) -> str:
+        return (thing.__doc__ or "").strip().split("\n")[0]
+
+    for name, module in method_modules().items():
+        table.add_row("method", name, first_line(module))
+    for name, recipe in recipes().items():
+        table.add_row("recipe", name, first_line(recipe))
+    for name in backbones.NAMES:
+        table.add_row("backbone", name, "")
+    for name, protocol in PROTOCOLS.items():
+        table.add_row("protocol", name, first_line(protocol))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def data(arguments: list[str]) -> None:
+    """Fetches a dataset with torchvision, or takes it from a folder, or synthesises it; writes Parquet."""
+    from pipelines import datasets
+
+    name, rest = chosen("data", "dataset", arguments, datasets.NAMES)
+    options = tyro.cli(datasets.DatasetOptions, args=rest, prog=f"python -m pipelines data {name}")
+    datasets.write(name, options)
+
+
+def pretrain(arguments: list[str]) -> None:
+    """Runs a recipe: python -m pipelines pretrain RECIPE [--FIELD VALUE ...] [--run.FIELD VALUE ...]"""
+    from pipelines.pretrain import pretrain as run_recipe
+
+    name, rest = chosen("pretrain", "recipe", arguments, recipes())
+    options = tyro.cli(
+        Pretrain,
+        default=Pretrain(find_recipe(name)),
+        args=rest,
+        prog=f"python -m pipelines pretrain {name}",
+        description=recipes()[name].__doc__,
+    )
+    folder = run_recipe(options.recipe, options.run, name)
+    Console(stderr=True).print(
+        f"curves: tensorboard --logdir {folder.path}/tensorboard\n"
+        f"next:   python -m pipelines evaluate {folder.path} knn linear"
+    )
+
+
+COMMANDS = {"list": list_, "data": data, "pretrain": pretrain}
+
+
+def chosen(
+    command: str, what: str, arguments: list[str], known: "dict[str, object] | tuple[str, ...]"
+) -> tuple[str, list[str]]:
+    """The first argument, which is one of `known`, and the rest."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m pipelines {command} {what.upper()} [OPTIONS]\n\n{what}s: {', '.join(known)}\n")
+        print(f"python -m pipelines {command} {what.upper()} --help shows its options")
+        raise SystemExit(0 if arguments else 2)
+    name = arguments[0]
+    if name not in known:
+        close = difflib.get_close_matches(name, list(known), n=3)
+        raise UserError(
+            f"no {what} {name}"
+            + (f"; did you mean {', '.join(close)}?" if close else f": there are {', '.join(known)}")
+        )
+    return name, arguments[1:]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] not in COMMANDS:
+        asked = not arguments or arguments[0] in ("-h", "--help")
+        if not asked:
+            print(f"no command {arguments[0]}", file=sys.stderr)
+        print("usage: python -m pipelines COMMAND [OPTIONS]\n", file=sys.stdout if asked else sys.stderr)
+        for name, command in COMMANDS.items():
+            print(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
+        return 0 if arguments and asked else 2
+    try:
+        COMMANDS[arguments[0]](arguments[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

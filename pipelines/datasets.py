@@ -1,0 +1,387 @@
+"""Datasets as Parquet: `write("cifar10", DatasetOptions(to="data/cifar10"))`.
+
+Files are `<to>/<split>-00000.parquet` and so on: column `image` (encoded bytes), `label` (int32) where there is one,
+class names in the schema metadata under `class_names` (JSON, index = label), row groups of 1,000, no compression (the
+images have theirs). Sets published as arrays become PNG, without loss; image files are copied as they are.
+
+CelebA has no single label: `attributes` is a list of 40 zeros and ones. VOC 2007 has several: `labels` lists the
+classes of an image, `difficult` those of which it shows difficult objects alone (which VOC's protocol leaves out of
+the evaluation). `class_names` are the names of attributes or classes there.
+
+Rows keep the published order, but those of sets that are sorted by class (imagenette, tinyimagenet, imagenet) are
+shuffled with `seed`, so that a row group is a mixture.
+"""
+
+import io
+import json
+import math
+import os
+import urllib.error
+import xml.etree.ElementTree as xml
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torchvision.datasets as published
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import Progress
+
+from pipelines.errors import UserError
+from pipelines.sources import IMAGES
+
+ROWS_PER_GROUP = 1_000
+ROWS_PER_FILE = 10_000
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    to: str
+    """Folder for the Parquet files."""
+    source: str | None = None
+    """Folder that holds the unpacked published files. None: they are downloaded to TO/original."""
+    split: str | None = None
+    """One split alone. stl10 has the further split `both`: train and unlabeled together."""
+    class_list: str | None = None
+    """imagenet100: a text file with a class folder's name (n01558993) at the start of each line."""
+    images: int = 6000
+    """shapes: images of the train split; the test split has a sixth of that."""
+    size: int = 32
+    """shapes: pixels a side."""
+    seed: int = 0
+    """shapes: of the images. Sets sorted by class: of the order of rows."""
+
+
+class Split(NamedTuple):
+    """What becomes the files of a split."""
+
+    name: str
+    rows: int
+    examples: Iterable[tuple[Any, ...]]  # image bytes, then a value for each of `columns`
+    columns: tuple[pa.Field, ...]
+    class_names: Sequence[str] | None
+
+
+LABEL = (pa.field("label", pa.int32()),)
+
+
+def write(name: str, options: DatasetOptions) -> list[Path]:
+    """Writes the splits of a dataset as Parquet -> the files. A split is there whole, or not at all.
+
+    Raises:
+        UserError: no such dataset or split, files that are missing or cannot be fetched, a split that is there already,
+            a folder that cannot be written.
+    """
+    if name not in DATASETS:
+        raise UserError(f"no dataset is called {name}: choose one of {', '.join(DATASETS)}")
+    splits, make = DATASETS[name]
+    default = [split for split in splits if split != "both"]
+    if options.split is not None and options.split not in splits:
+        raise UserError(f"{name} has no split {options.split}: choose one of {', '.join(splits)}")
+    wanted = default if options.split is None else [options.split]
+    folder = Path(options.to).expanduser()
+    for split in wanted:
+        if there := sorted(folder.glob(f"{split}-*.parquet")):
+            raise UserError(f"{there[0]} is there already: remove it, or choose another folder with --to")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [path for split in wanted for path in _write(make(split, options), folder)]
+    except OSError as error:
+        raise UserError(f"cannot write {name} to {folder}: {error}") from error
+
+
+def _write(split: Split, folder: Path) -> list[Path]:
+    metadata = {} if split.class_names is None else {"class_names": json.dumps(list(split.class_names))}
+    schema = pa.schema([pa.field("image", pa.binary()), *split.columns], metadata)
+    count = max(1, math.ceil(split.rows / ROWS_PER_FILE))
+    final = [folder / f"{split.name}-{i:05}.parquet" for i in range(count)]
+    temporary = [path.with_name(f".{path.name}.part") for path in final]
+    examples = iter(split.examples)
+    try:
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task(f"{split.name}: {split.rows} images", total=split.rows)
+            for path in temporary:
+                with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+                    for _ in range(ROWS_PER_FILE // ROWS_PER_GROUP):
+                        if rows := list(islice(examples, ROWS_PER_GROUP)):
+                            columns = zip(*rows, strict=True)
+                            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+                            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                            progress.advance(task, len(rows))
+        for path, name in zip(temporary, final, strict=True):
+            os.replace(path, name)
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
+    return final
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) -> PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------ torchvision's own
+
+
+def _published(options: DatasetOptions, layout: str, make: Callable[[Path, bool], T]) -> T:
+    """`make(folder, download)`, with what can go wrong said in the user's terms."""
+    folder = Path(options.source or Path(options.to) / "original").expanduser()
+    try:
+        if options.source is None:
+            folder.mkdir(parents=True, exist_ok=True)
+        return make(folder, options.source is None)
+    except (OSError, RuntimeError, ImportError, urllib.error.URLError) as error:
+        did = "download failed" if options.source is None else "not found, or damaged"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{did}: {reason}\nPut {layout} into a folder and name it with --source") from error
+
+
+def _arrays(name: str, images: np.ndarray, labels: Iterable[int], class_names: Sequence[str]) -> Split:
+    """images: uint8 (N, H, W, 3)."""
+    examples = ((_png(pixels), int(label)) for pixels, label in zip(images, labels, strict=True))
+    return Split(name, len(images), examples, LABEL, class_names)
+
+
+def _cifar(dataset: type[published.CIFAR10], layout: str, split: str, options: DatasetOptions) -> Split:
+    data = _published(options, layout, lambda root, get: dataset(root, train=split == "train", download=get))
+    return _arrays(split, data.data, data.targets, data.classes)
+
+
+def _stl10(split: str, options: DatasetOptions) -> Split:
+    """Images without a label have the label -1."""
+    part = "train+unlabeled" if split == "both" else split
+    layout = "the folder stl10_binary (train_X.bin, ...)"
+    data = _published(options, layout, lambda root, get: published.STL10(root, split=part, download=get))
+    return _arrays(split, data.data.transpose(0, 2, 3, 1), data.labels, data.classes)
+
+
+def _celeba(split: str, options: DatasetOptions) -> Split:
+    part = "valid" if split == "val" else split
+    layout = "the folder celeba (img_align_celeba/ and the five .txt lists)"
+    data = _published(options, layout, lambda root, get: published.CelebA(root, split=part, download=get))
+    images = Path(data.root) / data.base_folder / "img_align_celeba"
+    rows = zip(data.filename, data.attr.tolist(), strict=True)
+    examples = (((images / file).read_bytes(), attributes) for file, attributes in rows)
+    columns = (pa.field("attributes", pa.list_(pa.int8())),)
+    return Split(split, len(data.filename), examples, columns, [name for name in data.attr_names if name])
+
+
+VOC = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+def _voc2007(split: str, options: DatasetOptions) -> Split:
+    part = "trainval" if split == "train" else split
+    layout = "the folder VOCdevkit/VOC2007 (JPEGImages/, Annotations/, ImageSets/)"
+    data = _published(
+        options, layout, lambda root, get: published.VOCDetection(root, year="2007", image_set=part, download=get)
+    )
+    examples = (
+        (Path(image).read_bytes(), *_voc_labels(annotation))
+        for image, annotation in zip(data.images, data.annotations, strict=True)
+    )
+    columns = (pa.field("labels", pa.list_(pa.int32())), pa.field("difficult", pa.list_(pa.int32())))
+    return Split(split, len(data.images), examples, columns, VOC)
+
+
+def _voc_labels(annotation: str) -> tuple[list[int], list[int]]:
+    objects = [(o.findtext("name"), o.findtext("difficult")) for o in xml.parse(annotation).iter("object")]
+    clear = {VOC.index(name) for name, difficult in objects if name and difficult != "1"}
+    hard = {VOC.index(name) for name, _ in objects if name} - clear
+    return sorted(clear), sorted(hard)
+
+
+# -------------------------------------------------------------------------------- folders sorted by class
+
+
+def _tree(split: str, folder: Path, names: dict[str, str] | None, seed: int) -> Split:
+    """`folder/class/**/image`, shuffled. names: class folder -> name, the classes; None: all folders, by themselves."""
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: --source names the folder that holds it")
+    names = names or {path.name: path.name for path in folder.iterdir() if path.is_dir()}
+    if missing := sorted(name for name in names if not (folder / name).is_dir()):
+        raise UserError(f"{len(missing)} of {len(names)} class folders are missing under {folder}, as {missing[0]}")
+    files = [(file, label) for label, name in enumerate(sorted(names)) for file in _images(folder / name)]
+    if not files:
+        raise UserError(f"no images under {folder}: they lie in a folder for each class, as {folder.name}/n01440764/")
+    return _files(split, files, [names[name] for name in sorted(names)], seed)
+
+
+def _files(split: str, files: Sequence[tuple[Path, int]], class_names: Sequence[str], seed: int) -> Split:
+    order = np.random.default_rng(seed).permutation(len(files)).tolist()
+    examples = ((files[i][0].read_bytes(), files[i][1]) for i in order)
+    return Split(split, len(files), examples, LABEL, class_names)
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*") if f.suffix[1:].lower() in IMAGES and not f.name.startswith("."))
+
+
+def _imagenette(size: str, split: str, options: DatasetOptions) -> Split:
+    layout = f"the folder imagenette2{'' if size == 'full' else '-' + size[:-2]} (train/, val/)"
+    data = _published(
+        options, layout, lambda root, get: published.Imagenette(root, split=split, size=size, download=get)
+    )
+    folder = Path(data.root) / ("imagenette2" if size == "full" else f"imagenette2-{size[:-2]}") / split
+    names = dict(zip(data.wnids, (names[0] for names in data.classes), strict=True))
+    return _tree(split, folder, names, options.seed)
+
+
+def _given(options: DatasetOptions, what: str) -> Path:
+    if options.source is None:
+        raise UserError(f"this set is read from a folder: --source names {what}")
+    return Path(options.source).expanduser()
+
+
+def _imagenet(split: str, options: DatasetOptions) -> Split:
+    """The tree that torchvision.datasets.ImageNet makes of the published archives: train/ and val/, sorted by class."""
+    root = _given(options, "the folder that holds train/n01440764/*.JPEG and val/n01440764/*.JPEG")
+    return _tree(split, root / split, None, options.seed)
+
+
+def _imagenet100(split: str, options: DatasetOptions) -> Split:
+    root = _given(options, "the folder that holds train/n01440764/*.JPEG and val/n01440764/*.JPEG")
+    if options.class_list is None:
+        raise UserError("imagenet100 is a choice of 100 classes: --class-list names a file with one of them on a line")
+    lines = Path(options.class_list).expanduser().read_text().splitlines()
+    wnids = [line.split()[0] for line in lines if line.strip()]
+    if not wnids:
+        raise UserError(f"{options.class_list} is empty: one class folder's name on a line")
+    return _tree(split, root / split, {wnid: wnid for wnid in wnids}, options.seed)
+
+
+def _tinyimagenet(split: str, options: DatasetOptions) -> Split:
+    root = _given(options, "tiny-imagenet-200 (wnids.txt, words.txt, train/, val/)")
+    lists = {name: root / name for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")}
+    if missing := [str(path) for path in lists.values() if not path.is_file()]:
+        raise UserError(f"no file {missing[0]}: --source names the published folder, tiny-imagenet-200")
+    wnids = sorted(lists["wnids.txt"].read_text().split())
+    words = dict(line.split("\t")[:2] for line in lists["words.txt"].read_text().splitlines() if "\t" in line)
+    names = {wnid: words.get(wnid, wnid).split(",")[0] for wnid in wnids}
+    if split == "train":
+        return _tree(split, root / "train", names, options.seed)
+    lines = [line.split() for line in lists["val/val_annotations.txt"].read_text().splitlines()]
+    files = [(root / "val" / "images" / line[0], wnids.index(line[1])) for line in lines if line]
+    return _files(split, files, [names[wnid] for wnid in wnids], options.seed)
+
+
+# ---------------------------------------------------------------------------------------------- shapes
+
+Outline = tuple[np.ndarray, ...]  # polygons (V, 2) within the unit circle; the first is filled, the second cut out
+
+
+def _polygon(corners: int, radius: float = 1.0, inner: float | None = None) -> np.ndarray:
+    """A regular polygon, or with `inner` a star of so many points."""
+    points = corners * (1 if inner is None else 2)
+    angle = 2 * np.pi * np.arange(points) / points
+    reach = np.where(np.arange(points) % 2 == 0, radius, radius if inner is None else inner)
+    return np.stack([reach * np.cos(angle), reach * np.sin(angle)], 1)
+
+
+_CROSS = [(-1, 3), (1, 3), (1, 1), (3, 1), (3, -1), (1, -1), (1, -3), (-1, -3), (-1, -1), (-3, -1), (-3, 1), (-1, 1)]
+_ARROW = [(4, 0), (0, 4), (0, 1.5), (-4, 1.5), (-4, -1.5), (0, -1.5), (0, -4)]
+
+SHAPES: dict[str, Outline] = {
+    "arrow": (np.array(_ARROW) / 4.3,),
+    "bar": (np.array([(1, 0.28), (-1, 0.28), (-1, -0.28), (1, -0.28)]),),
+    "crescent": (_polygon(32, 0.95), _polygon(32, 0.75) + np.array([0.42, 0])),
+    "cross": (np.array(_CROSS) / 3.2,),
+    "disk": (_polygon(32, 0.82),),
+    "frame": (_polygon(4), _polygon(4, 0.6)),
+    "ring": (_polygon(32, 0.92), _polygon(32, 0.55)),
+    "square": (_polygon(4),),
+    "star": (_polygon(5, 1.0, 0.4),),
+    "triangle": (_polygon(3),),
+}
+"""No class turns into another by rotation, mirroring or colour, so that the usual views keep it."""
+
+
+def _shapes(split: str, options: DatasetOptions) -> Split:
+    """Ten shapes, several of one kind in an image, at random places, sizes, angles and colours over a gradient.
+
+    The label i of row i goes round: i mod 10. Row i is a function of (seed, split, i).
+    """
+    if options.images < len(SHAPES) or options.size < 8:
+        raise UserError(f"shapes needs --images of at least {len(SHAPES)} and --size of at least 8")
+    rows = options.images if split == "train" else max(options.images // 6, len(SHAPES))
+    names = sorted(SHAPES)
+    offset = 0 if split == "train" else 1
+
+    def example(i: int) -> tuple[bytes, int]:
+        rng = np.random.default_rng([options.seed, offset, i])
+        label = i % len(names)
+        return _png(draw_shape(names[label], options.size, rng)), label
+
+    return Split(split, rows, map(example, range(rows)), LABEL, names)
+
+
+def draw_shape(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (size, size, 3): the shapes differ from their ground in brightness, lighter or darker."""
+    fine = 4 * size  # drawn large, then reduced: antialiased
+    mask = Image.new("L", (fine, fine))
+    pen = ImageDraw.Draw(mask)
+    count = int(rng.integers(2, 4))
+    scale = rng.uniform(0.19, 0.27, count) * fine
+    for (x, y), radius in zip(_places(rng, scale / fine), scale, strict=True):
+        turn = rng.uniform(0, 2 * np.pi)
+        rotation = radius * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        for fill, polygon in zip((255, 0), SHAPES[name], strict=False):
+            pen.polygon([tuple(p) for p in (polygon @ rotation + (x * fine, y * fine)).tolist()], fill=fill)
+    cover = np.asarray(mask.reduce(4), np.float32)[..., None] / 255  # (S, S, 1)
+    ground, figure = _colours(rng)
+    across = rng.normal(size=(2, 1))
+    slope = (np.mgrid[:size, :size].transpose(1, 2, 0) / size - 0.5) @ (across / np.linalg.norm(across))  # (S, S, 1)
+    tint = rng.uniform(-60, 60, 3)
+    pixels = ground + slope * tint + cover * (figure - ground) + rng.normal(0, 8, (size, size, 3))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def _places(rng: np.random.Generator, radius: np.ndarray) -> np.ndarray:
+    """Centres in the unit square, of several draws those that keep the shapes furthest apart."""
+    draws = rng.uniform(radius[:, None] * 0.8, 1 - radius[:, None] * 0.8, (24, len(radius), 2))
+    distance = np.linalg.norm(draws[:, :, None] - draws[:, None], axis=-1) + 9 * np.eye(len(radius))
+    return draws[(distance - radius[:, None] - radius).min((1, 2)).argmax()]
+
+
+def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two colours whose brightness differs by at least 80 of 255."""
+    weights = np.array([0.299, 0.587, 0.114])
+    draws = rng.uniform(0, 255, (16, 2, 3))
+    far = np.abs((draws[:, 0] - draws[:, 1]) @ weights) >= 80
+    first, second = draws[int(far.argmax())] if far.any() else np.array([[0.0] * 3, [255.0] * 3])
+    return first, second
+
+
+_CIFAR10 = "the folder cifar-10-batches-py (data_batch_1, ...)"
+_CIFAR100 = "the folder cifar-100-python (train, test, meta)"
+
+DATASETS: dict[str, tuple[tuple[str, ...], Callable[[str, DatasetOptions], Split]]] = {
+    "shapes": (("train", "test"), _shapes),
+    "cifar10": (("train", "test"), partial(_cifar, published.CIFAR10, _CIFAR10)),
+    "cifar100": (("train", "test"), partial(_cifar, published.CIFAR100, _CIFAR100)),
+    "stl10": (("train", "unlabeled", "test", "both"), _stl10),
+    "imagenette": (("train", "val"), partial(_imagenette, "full")),
+    "imagenette_320": (("train", "val"), partial(_imagenette, "320px")),
+    "imagenette_160": (("train", "val"), partial(_imagenette, "160px")),
+    "celeba": (("train", "val", "test"), _celeba),
+    "voc2007": (("train", "test"), _voc2007),
+    "tinyimagenet": (("train", "val"), _tinyimagenet),
+    "imagenet": (("train", "val"), _imagenet),
+    "imagenet100": (("train", "val"), _imagenet100),
+}
+"""Name -> (splits, what makes one)."""
+
+NAMES = tuple(DATASETS)

@@ -1,0 +1,93 @@
+"""The place of a run: the Ray cluster, and what is decided of it before anything starts."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from pipelines.errors import UserError
+from pipelines.recipe import Recipe, Run
+
+
+@contextmanager
+def cluster(run: Run) -> Iterator[dict[str, float]]:
+    """A connection to the Ray cluster; one that is started here ends here. Yields its resources."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    import ray
+
+    mine = not ray.is_initialized()
+    if mine:
+        try:
+            ray.init(address=run.address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=None)
+        except ConnectionError as error:
+            raise UserError(f"no Ray cluster at {run.address} ({error}): start one, or drop --run.address") from None
+    for noisy in ("ray.data", "ray.train"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield ray.cluster_resources()
+    finally:
+        if mine:
+            ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things run, with every `auto` decided."""
+
+    device: str
+    precision: str
+    feed: str
+    views_on: str
+    threads: int
+    data_cpus: float
+    """For a worker's data stages."""
+    task_cpus: float
+
+
+def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) -> Place:
+    """Decides what is `auto`, and refuses what would hang: Ray waits in silence for what a cluster does not have."""
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    device = ("cuda" if gpus >= run.workers else "cpu") if run.device == "auto" else run.device
+    if device == "cuda" and gpus < run.workers:
+        raise UserError(f"{run.workers} workers need as many GPUs, the cluster has {gpus:g}: lower --run.workers")
+    if device == "cpu" and run.workers > cpus:
+        raise UserError(f"{run.workers} workers need as many CPUs, the cluster has {cpus:g}: lower --run.workers")
+    image = len(recipe.data.mean) * recipe.data.size**2
+    memory = psutil.virtual_memory()
+    fits = samples * image * (run.workers + 1) < 0.4 * memory.available
+    fits = fits and samples * image < 0.8 * resources.get("object_store_memory", 0.0)
+    if run.feed == "resident" and not fits:
+        raise UserError(
+            f"{samples:,} images of {recipe.data.size} px for {run.workers} workers do not fit in memory "
+            f"({memory.available / 2**30:.1f} GiB free): give --run.feed stream, or --data.limit"
+        )
+    feed = ("resident" if fits else "stream") if run.feed == "auto" else run.feed
+    spare = cpus - run.workers * run.cpus
+    if feed == "stream" and spare < 1:
+        raise UserError(
+            f"{run.workers} workers of {run.cpus:g} CPUs leave {spare:g} of {cpus:g} CPUs to the data stages, which "
+            f"need 1 at least: give --run.cpus {max((cpus - 1) / run.workers, 0.1):.2g} or fewer --run.workers"
+        )
+    data_cpus = spare / run.workers
+    if run.views_on == "auto":
+        views_on = "data" if feed == "stream" and device == "cpu" else "device"
+    elif run.views_on == "data" and feed == "resident":
+        raise UserError("the resident feed makes views on the device: give --run.feed stream, or --run.views-on device")
+    else:
+        views_on = run.views_on
+    return Place(
+        device=device,
+        precision=("bf16" if device == "cuda" else "float32") if run.precision == "auto" else run.precision,
+        feed=feed,
+        views_on=views_on,
+        threads=run.threads or max(1, int(cpus) // run.workers),
+        data_cpus=data_cpus,
+        task_cpus=min(1.0, data_cpus),
+    )

@@ -1,0 +1,253 @@
+"""Pretraining on Ray Train: the driver checks, surveys the data and starts the workers; each worker runs the loop.
+
+Checkpoints are the run's own (`pipelines.storage`), not Ray's: whichever way a run stopped, a worker that starts
+takes the newest good one, so that a restart by Ray and `--run.resume` are the same thing.
+"""
+
+import dataclasses
+import json
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import pipelines.recipe as recipes
+from methods.method import Facts
+from methods.parts import set_batch_norm
+from pipelines.errors import UserError
+from pipelines.feed import Survey, survey
+from pipelines.loop import Training
+from pipelines.place import Place, cluster, placed
+from pipelines.recipe import Recipe, Run
+from pipelines.sources import Source, open_source, selected
+from pipelines.storage import Checkpoints, Folder, open_folder
+from pipelines.worker import Board, Task, start_from, work
+
+console = Console(stderr=True)
+
+
+def pretrain(recipe: Recipe, run: Run, name: str) -> Folder:
+    """Runs `recipe` at the place `run`; `name` is the recipe's. Returns the run's folder.
+
+    Raises:
+        UserError: whatever the user can mend, before anything is started where that is possible.
+    """
+    folder = open_folder(run.storage) / (run.name or name)
+    source = open_source(recipe.data.train, recipe.data)
+    claim(folder, recipe, run)
+    wanted = selected(source, recipe.data.limit)
+    with cluster(run) as resources:
+        place = placed(recipe, run, len(wanted), resources)
+        found = survey(source, wanted, recipe.data, keep=place.feed == "resident", what=recipe.data.train)
+        if len(found.usable) < recipe.batch_size:
+            raise UserError(
+                f"a batch of {recipe.batch_size} is larger than the dataset of {len(found.usable)} images: "
+                f"give --batch-size {1 << (len(found.usable).bit_length() - 1)} or less, or more data"
+            )
+        facts = recipe.facts(source.rows, source.classes)
+        check_build(recipe, facts, folder)
+        for bad in found.bad[:10]:
+            console.print(f"[yellow]skipped[/] {bad.where}: {bad.reason}")
+        steps = len(found.usable) // recipe.batch_size
+        console.print(
+            f"[bold]{folder.path}[/]: {recipe.method_name} on {len(found.usable):,} images"
+            f"{f' ({len(found.bad)} broken, skipped)' if found.bad else ''}, {recipe.epochs} epochs of {steps} steps "
+            f"of {recipe.batch_size} ({len(found.usable) - steps * recipe.batch_size} images a epoch left over), "
+            f"{run.workers} {place.device} worker(s), {place.feed} feed, views on {place.views_on}"
+        )
+        for turn, spec in recipe.optimizers.items():
+            if spec.warmup_epochs > recipe.epochs:
+                console.print(
+                    f"[yellow]{turn}'s warm-up of {spec.warmup_epochs:g} epochs is longer than the run: "
+                    "the learning rate only rises[/]"
+                )
+        write_settings(folder, recipe, run, name, facts, found)
+        probe = probe_blocks(recipe, run, found)
+        fit(recipe, run, place, folder, facts, source, found, probe, steps)
+    return folder
+
+
+def claim(folder: Folder, recipe: Recipe, run: Run) -> None:
+    """Refuses a run's name that is taken, another recipe's checkpoints, and storage that can't be written."""
+    if folder.exists("recipe.json"):
+        if not run.resume:
+            raise UserError(
+                f"a run lies at {folder.path}: give --run.resume to go on from its last checkpoint, "
+                "or another --run.name"
+            )
+        before = recipes.from_json(folder.read("recipe.json").decode())
+        others = different(dataclasses.asdict(before), dataclasses.asdict(recipe))
+        if type(before.method) is not type(recipe.method):
+            others = ["method", *others]
+        if others := [field for field in others if field != "epochs"]:
+            raise UserError(
+                f"the run at {folder.path} is of another recipe (it differs in {', '.join(others[:5])}): "
+                "resume it with the same options, or give another --run.name"
+            )
+    if run.workers > 1 and recipe.batch_size % run.workers:
+        raise UserError(
+            f"a batch of {recipe.batch_size} can't be shared equally by {run.workers} workers: "
+            f"give --batch-size {recipe.batch_size // run.workers * run.workers or run.workers}"
+        )
+    folder.write("writable", b"")
+    folder.delete("writable")
+
+
+def different(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Dotted names at which two nested dicts differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for k in sorted({*a, *b}) for d in different(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else k)]
+    return [] if a == b else [prefix]
+
+
+def check_build(recipe: Recipe, facts: Facts, folder: Folder) -> None:
+    """Builds method and optimizers once on the driver, so that a wrong option is an error and not a lost worker."""
+    try:
+        method = set_batch_norm(recipe.build(facts), recipe.batch_norm)
+        training = Training(method, method, recipe.optimizers, recipe.batch_size, recipe.epochs, 1, recipe.seed)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    state, broken = Checkpoints(folder / "checkpoints").newest()
+    for line in broken:
+        console.print(f"[yellow]{line}[/]")
+    if state is not None:
+        training.load_state({**state, "steps_per_epoch": 1})
+    if recipe.start_from:
+        start_from(recipe, method)
+
+
+def write_settings(folder: Folder, recipe: Recipe, run: Run, name: str, facts: Facts, found: Survey) -> None:
+    data = {
+        "samples": len(found.usable),
+        "broken": [dataclasses.asdict(bad) for bad in found.bad],
+        "rows": facts.samples,
+        "classes": facts.classes,
+    }
+    folder.write("recipe.json", recipe.to_json().encode())
+    settings = {"recipe": name, **dataclasses.asdict(run), "found": data, "torch": torch.__version__}
+    folder.write("run.json", json.dumps(settings, indent=2).encode())
+
+
+def probe_blocks(recipe: Recipe, run: Run, found: Survey) -> dict[str, Any] | None:
+    """Images for the online kNN: at most 5,000 for training and 2,000 for the test, evenly spaced."""
+    if not run.knn_epochs:
+        return None
+    if not recipe.data.test or not len(found.label) or found.label.max() < 0:
+        raise UserError("--run.knn-epochs needs labels and --data.test: give both, or leave it out")
+    parts = {}
+    for part, pattern, most in (("train", recipe.data.train, 5000), ("test", recipe.data.test, 2000)):
+        source = open_source(pattern, recipe.data)
+        rows = found.usable if part == "train" else selected(source, None)
+        rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+        parts[part] = survey(source, rows, recipe.data, keep=True, what=pattern).blocks
+    return parts
+
+
+def fit(
+    recipe: Recipe,
+    run: Run,
+    place: Place,
+    folder: Folder,
+    facts: Facts,
+    source: Source,
+    found: Survey,
+    probe: dict[str, Any] | None,
+    steps: int,
+) -> None:
+    """Ray Train's part: starts the workers, shows their progress, and turns their failures into a clear error."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    board = ray.remote(num_cpus=0)(Board).remote()
+    task = Task(recipe, run, place, folder, facts, source, found.usable, found.blocks, probe, board)
+    with tempfile.TemporaryDirectory() as scratch:
+        storage = RunConfig(
+            name=f"{Path(folder.path).name}-{uuid.uuid4().hex[:8]}",
+            storage_path=scratch if folder.local else f"{folder.path}/ray",
+            storage_filesystem=None if folder.local else folder.filesystem,
+            failure_config=FailureConfig(max_failures=run.retries),
+        )
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"task": task},
+            scaling_config=ScalingConfig(
+                num_workers=run.workers,
+                use_gpu=place.device == "cuda",
+                resources_per_worker={"CPU": run.cpus} | ({"GPU": 1} if place.device == "cuda" else {}),
+            ),
+            run_config=storage,
+        )
+        with shown(board, recipe.epochs, steps):
+            try:
+                trainer.fit()
+            except KeyboardInterrupt:
+                raise UserError(
+                    f"stopped; --run.resume goes on from the last checkpoint in {folder.path}/checkpoints"
+                ) from None
+            except Exception as error:
+                failure = ray.get(board.failure.remote())
+                if failure is None:
+                    last = str(getattr(error, "worker_failures", "") or error).strip().splitlines()
+                    raise UserError(
+                        f"training failed {run.retries + 1} times: {last[-1] if last else error}; "
+                        f"the whole trace is in {folder.path}/error.txt; --run.resume goes on from the last checkpoint"
+                    ) from error
+                raise UserError(failure) from None
+        failure = ray.get(board.failure.remote())
+    if failure is not None:
+        raise UserError(failure)
+
+
+@contextmanager
+def shown(board: Any, epochs: int, steps: int) -> Iterator[None]:
+    """A progress bar of what rank 0 says, while the body runs: epoch, step, loss, images/s, time left."""
+    import ray
+
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s"),
+        TimeRemainingColumn(),
+    )
+    done = threading.Event()
+    with Progress(*columns, console=console, transient=False) as progress:
+        bar = progress.add_task("", total=epochs * steps, epoch=0, epochs=epochs, loss="-", speed="-")
+
+        def follow() -> None:
+            last = False
+            while not last:
+                last = done.wait(0.5)
+                try:
+                    now, lines = ray.get(board.read.remote(), timeout=5)
+                except ray.exceptions.GetTimeoutError:
+                    continue
+                except ray.exceptions.RayError:  # the cluster is going away: the main thread says why
+                    return
+                for line in lines:
+                    progress.console.print(line)
+                if now:
+                    progress.update(
+                        bar,
+                        completed=now["step"],
+                        epoch=min(now["step"] // steps + 1, epochs),
+                        loss=f"{now['loss']:.4f}",
+                        speed=f"{now['speed']:,.0f}",
+                    )
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=10)

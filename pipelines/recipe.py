@@ -1,0 +1,202 @@
+"""Recipe and Run: the science, and the place. Both are frozen; the command line replaces fields by dotted name.
+
+A recipe is a Python function in `pipelines/recipes/` that returns a `Recipe`; `recipes()` finds them by their return
+type, so that a new one needs no registration. A method is the module of `methods/` that defines its `Config`.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+import pydantic
+
+import methods
+import pipelines.recipes
+from methods import backbones
+from methods.method import Facts, Method
+from methods.optim import Optimizer
+from methods.views import View
+from pipelines.errors import UserError
+from pipelines.sources import Data
+
+
+@dataclass(frozen=True)
+class Recipe:
+    method: Any
+    """The method's hyper-parameters: the `Config` of a file in methods/."""
+    backbone: str
+    """A name of `python -m pipelines list`, or timm:NAME."""
+    data: Data
+    views: dict[str, View]
+    """The views by name, as the method names them."""
+    optimizers: dict[str, Optimizer]
+    """The optimizer and schedule of each turn."""
+    epochs: int = 200
+    batch_size: int = 256
+    """Of all workers together."""
+    seed: int = 0
+    batch_norm: str = "global"
+    """global (SyncBN on several GPUs), shuffle, split:N or none; see methods.parts.set_batch_norm."""
+    start_from: str | None = None
+    """Folder of a run whose weights are loaded first; those with the same name and shape are taken."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs is at least 1, got {self.epochs}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size is at least 2, got {self.batch_size}")
+        for name, view in self.views.items():
+            if view.name != name:
+                raise ValueError(f"views.{name}.name must be {name}, got {view.name}")
+
+    @property
+    def method_name(self) -> str:
+        return type(self.method).__module__.rpartition(".")[2]
+
+    def with_(self, **fields: Any) -> "Recipe":
+        """A recipe derived from this one: `recipe.with_(epochs=10, data={"size": 64})`.
+
+        A dict replaces fields inside a section (`method`, `data`, `views`, `optimizers`); anything else the field.
+        """
+        return _replaced(self, fields)
+
+    def facts(self, samples: int, classes: int | None) -> Facts:
+        views = {name: (view.shape(len(self.data.mean)), view.width) for name, view in self.views.items()}
+        return Facts(samples=samples, classes=classes, views=views)
+
+    def build(self, facts: Facts) -> Method:
+        """The method with its backbone, its batch norm set, on the CPU, with weights drawn from the process's seed."""
+        image = next(iter(facts.views.values()))[0]
+        backbone = backbones.build(self.backbone, image=image, mean=self.data.mean, std=self.data.std)  # type: ignore[arg-type]
+        return load_method(self.method_name).METHOD(self.method, backbone, facts)
+
+    def to_json(self) -> str:
+        fields = dataclasses.asdict(self)
+        return json.dumps({**fields, "method": {"name": self.method_name, **fields["method"]}}, indent=2)
+
+
+@dataclass(frozen=True)
+class Run:
+    storage: str = "runs"
+    """Folder or URI (s3://..., gs://...) under which runs lie; shared by all nodes of a cluster."""
+    name: str = ""
+    """The run's folder under storage. Empty: the recipe's name."""
+    resume: bool = False
+    """Go on from the newest good checkpoint of this name."""
+    workers: int = 1
+    """Training processes; each takes an equal share of the batch."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: one GPU a worker where the cluster has that many, else the CPU."""
+    cpus: float = 0.5
+    """CPUs that Ray reserves for a worker; what is left is for the data stages."""
+    feed: Literal["auto", "stream", "resident"] = "auto"
+    """stream: nothing is ever held whole; resident: decoded once, uint8 in each worker's memory. auto: by size."""
+    views_on: Literal["auto", "data", "device"] = "auto"
+    """Where views are made: in Ray Data stages on CPU nodes, or on the training device. auto: data for the stream
+    feed of a CPU run, else device."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 autocast on GPUs, float32 on CPUs."""
+    compile: bool = False
+    """torch.compile of each network."""
+    threads: int = 0
+    """Threads of a worker on the CPU. 0: the machine's cores shared among its workers."""
+    retries: int = 3
+    """How often a failed worker group is restarted from the newest checkpoint."""
+    checkpoint_epochs: int = 1
+    """Epochs between checkpoints; the end of training always has one."""
+    checkpoint_steps: int = 0
+    """If above 0, also a checkpoint each so many steps, within epochs too."""
+    stop_epoch: int = 0
+    """If above 0, stop after so many epochs of the schedule, to be gone on with by --run.resume."""
+    keep: int = 3
+    """Checkpoints kept: the newest ones."""
+    log_steps: int = 20
+    """Steps between two lines of metrics.jsonl."""
+    knn_epochs: int = 0
+    """If above 0, online kNN each so many epochs, on at most 5,000 training and 2,000 test images."""
+    address: str | None = None
+    """The Ray cluster. None: the one in the environment, else one of this machine."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "checkpoint_epochs", "keep", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} is at least 1, got {getattr(self, name)}")
+
+
+def _replaced(value: Any, fields: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return {**value, **{k: _replaced(value[k], v) if isinstance(v, dict) else v for k, v in fields.items()}}
+    known = {f.name for f in dataclasses.fields(value)}
+    for name in fields:
+        if name not in known:
+            raise UserError(f"no field {name} in {type(value).__name__}{nearest(name, known)}")
+    changes = {k: _replaced(getattr(value, k), v) if isinstance(v, dict) else v for k, v in fields.items()}
+    return dataclasses.replace(value, **changes)
+
+
+def nearest(name: str, known: Any) -> str:
+    """`; did you mean a, b?` or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+# ------------------------------------------------------------------------------------------ look-ups
+
+
+def _modules(package: ModuleType) -> list[ModuleType]:
+    names = [m.name for m in pkgutil.iter_modules(package.__path__, package.__name__ + ".") if not m.ispkg]
+    return [importlib.import_module(name) for name in names]
+
+
+def method_modules() -> dict[str, ModuleType]:
+    """Every file of methods/ that defines METHOD, by name."""
+    return {m.__name__.rpartition(".")[2]: m for m in _modules(methods) if hasattr(m, "METHOD")}
+
+
+def load_method(name: str) -> ModuleType:
+    known = method_modules()
+    if name not in known:
+        raise UserError(f"no method {name}{nearest(name, known)} (there are {', '.join(known)})")
+    return known[name]
+
+
+def recipes() -> dict[str, Callable[[], Recipe]]:
+    """Every function of pipelines/recipes/ that returns a Recipe, by name."""
+    return {
+        name: function
+        for module in _modules(pipelines.recipes)
+        for name, function in vars(module).items()
+        if not name.startswith("_")
+        and getattr(function, "__module__", None) == module.__name__
+        and getattr(function, "__annotations__", {}).get("return") is Recipe
+    }
+
+
+def find_recipe(name: str) -> Recipe:
+    known = recipes()
+    if name not in known:
+        raise UserError(f"no recipe {name}{nearest(name, known)} (python -m pipelines list shows all)")
+    return known[name]()
+
+
+def from_json(text: str) -> Recipe:
+    """The recipe that `to_json` wrote. Raises UserError where it is of another version of the project."""
+    fields = json.loads(text)
+    try:
+        method = dict(fields.pop("method"))
+        config = load_method(method.pop("name")).Config
+        return Recipe(
+            method=pydantic.TypeAdapter(config).validate_python(method),
+            data=pydantic.TypeAdapter(Data).validate_python(fields.pop("data")),
+            views=pydantic.TypeAdapter(dict[str, View]).validate_python(fields.pop("views")),
+            optimizers=pydantic.TypeAdapter(dict[str, Optimizer]).validate_python(fields.pop("optimizers")),
+            **fields,
+        )
+    except (pydantic.ValidationError, TypeError, KeyError) as error:
+        raise UserError(f"recipe.json does not fit this version of the project: {error}") from error

@@ -1,0 +1,617 @@
+"""Reading images: Parquet files, image folders and WebDataset tars, from a disk or an object store.
+
+`open_source` lists files and reads metadata alone (of tars the headers); `load` reads and decodes rows of one group.
+Everything here is a function of its arguments: no Ray, no state but caches of listings and filesystems.
+
+Images become uint8 RGB, (3, S, S): the central square, resized with antialiasing. That is the shorter side resized to
+S and a centre crop, in the order that bounds memory. Alpha is dropped, not blended; grey is repeated; CMYK and palettes
+are converted; of 16 bits the upper 8 are kept; of an animation the first frame; EXIF orientation is applied.
+
+Legend: N rows of a dataset, n rows read together, S decoded size.
+"""
+
+import glob
+import io
+import json
+import posixpath
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image, ImageOps
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
+from torch import Tensor
+
+from pipelines.errors import UserError
+
+IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+PER_GROUP = 512  # files of a folder, or samples of a tar, that are read together
+MOST_PIXELS = 178_956_970  # beyond this an image is taken for a decompression bomb, as Pillow does
+REQUESTS = 16  # at a time, to an object store
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of a recipe. A path is local or a URI (s3://, gs://, file://); globs are allowed for files."""
+
+    train: str = ""
+    """Parquet file(s), an image folder (`folder/class/*.jpg`, or without classes), or WebDataset tar(s)."""
+    test: str | None = None
+    """Likewise, for evaluation."""
+    size: int = 32
+    """Pixels: the central square of each image is resized to size x size."""
+    image: str = "image"
+    """Parquet column of encoded bytes, or of the Hub's struct of bytes and path."""
+    label: str = "label"
+    """Parquet column of integers, or of strings (whose sorted values are the classes). It may be absent."""
+    limit: int | None = None
+    """Training rows, evenly spaced over the dataset, so that sorted data keep the shares of their classes."""
+    max_bad: float = 0.01
+    """Share of broken rows above which reading stops."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of R, G, B in [0, 1], subtracted by the network's input. Default: ImageNet's."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"--data.size is a number of pixels above 0, got {self.size}")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"--data.limit is a number of rows above 0, got {self.limit}")
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f"--data.max-bad is a share in [0, 1], got {self.max_bad}")
+        if min(self.std) <= 0:
+            raise UserError(f"--data.std is above 0, got {self.std}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is read together: a row group, up to `PER_GROUP` files of one folder, or as many samples of a tar."""
+
+    path: str
+    """Of the file or folder, within the source's filesystem."""
+    part: int
+    """Number of the row group; number of the first file in the sorted folder; byte of the first tar header."""
+    first: int
+    """Dataset index of the first row."""
+    rows: int
+
+
+class Encoded(NamedTuple):
+    images: list[bytes | None]
+    label: np.ndarray | None  # int64 (n,), -1 where a row has none
+    names: list[str]  # file and row, for messages
+
+
+@dataclass(frozen=True, order=True)
+class Bad:
+    """A row that was skipped."""
+
+    index: int
+    """Its position in the dataset."""
+    where: str
+    """File and row."""
+    reason: str
+
+
+class Loaded(NamedTuple):
+    """The readable rows of a group, in order, and those that are not."""
+
+    image: np.ndarray  # uint8 (n, 3, S, S)
+    index: np.ndarray  # type: ignore[assignment]  # int64 (n,), position in the dataset
+    label: np.ndarray  # int64 (n,), -1 where there is none
+    bad: list[Bad]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset, described: small and picklable. Made once by `open_source`, read anywhere."""
+
+    kind: Literal["parquet", "folder", "tar"]
+    filesystem: str
+    """URI from which the filesystem is made; empty for local files."""
+    root: str
+    """The image folder (of classes); the folder of the first file otherwise."""
+    image: str
+    label: str
+    groups: tuple[Group, ...]
+    rows: int
+    """N."""
+    labelled: bool
+    classes: int | None
+    """Number of classes: that of `class_names`, or the highest label + 1. None without labels."""
+    class_names: tuple[str, ...] | None
+    """Index = label. From `class_names` (JSON) or the Hub's features in a Parquet schema, string labels or folders."""
+
+    def read(self, group: Group, rows: np.ndarray) -> Encoded:
+        """The rows of `group` at the ascending offsets `rows`, int64 (n,).
+
+        Raises:
+            UserError: a file cannot be read, or is not what it was when the source was opened.
+        """
+        reader = {"parquet": _read_parquet, "folder": _read_folder, "tar": _read_tar}[self.kind]
+        try:
+            return reader(self, group, rows)
+        except (OSError, pa.ArrowException, tarfile.TarError) as error:
+            raise UserError(f"{group.path} cannot be read (part {group.part}): {_brief(error)}") from error
+
+
+def open_source(pattern: str, data: Data) -> Source:
+    """Lists the files of `pattern` in sorted order and reads what describes them. The result is deterministic.
+
+    Raises:
+        UserError: nothing there, nothing of a known kind, no image column, no rows, labels of a wrong type.
+    """
+    if not pattern:
+        raise UserError("no data: give --data.train a Parquet file or glob, an image folder or WebDataset tars")
+    try:
+        filesystem, root, files = _list(pattern)
+        suffix = {posixpath.splitext(file)[1].lower() for file in files}
+        if ".parquet" in suffix:
+            return _open_parquet(filesystem, [f for f in files if f.lower().endswith(".parquet")], data)
+        if ".tar" in suffix:
+            return _open_tars(filesystem, [f for f in files if f.lower().endswith(".tar")], data)
+        if root is not None:
+            return _open_folder(filesystem, root, files, data)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{pattern} cannot be opened: {_brief(error)}") from error
+    raise UserError(f"{pattern}: neither .parquet nor .tar files; images are read by naming their folder")
+
+
+def check_classes(train: Source, test: Source) -> None:
+    """Raises UserError where both sets name their classes, and not the same: their labels would not agree."""
+    if train.class_names and test.class_names and train.class_names != test.class_names:
+        differing = sorted(set(train.class_names) ^ set(test.class_names)) or ["their order"]
+        shown = ", ".join(differing[:5])
+        raise UserError(f"training and test data have different classes ({shown}), so their labels do not agree")
+
+
+def selected(source: Source, limit: int | None) -> np.ndarray:
+    """int64 dataset indices, ascending: all, or `limit` of them, evenly spaced."""
+    count = source.rows if limit is None else min(limit, source.rows)
+    return np.arange(count, dtype=np.int64) * source.rows // count
+
+
+def load(source: Source, group: Group, rows: np.ndarray, size: int) -> Loaded:
+    """Reads and decodes the rows of `group` at the ascending offsets `rows`; broken ones are skipped and listed."""
+    encoded = source.read(group, rows)
+    image = np.empty((len(rows), 3, size, size), np.uint8)
+    good, bad = np.ones(len(rows), bool), []
+    for i, content in enumerate(encoded.images):
+        try:
+            if content is None:
+                raise ValueError("no image bytes (null)")
+            image[i] = decode(content, size)
+        except ValueError as error:
+            good[i] = False
+            bad.append(Bad(group.first + int(rows[i]), encoded.names[i], str(error)))
+    index = group.first + np.asarray(rows, np.int64)
+    label = np.full(len(rows), -1, np.int64) if encoded.label is None else encoded.label
+    return Loaded(image[good], index[good], label[good], bad) if bad else Loaded(image, index, label, bad)
+
+
+def check_bad(bad: Sequence[Bad], total: int, max_bad: float) -> None:
+    """Raises UserError, with file and row of the first, where more than `max_bad` of `total` rows are broken."""
+    if len(bad) > max_bad * total:
+        first = min(bad)
+        raise UserError(
+            f"{len(bad)} of {total} rows are broken, more than --data.max-bad {max_bad:g}; the first is {first.where}: "
+            f"{first.reason}. Mend or remove them, or raise --data.max-bad"
+        )
+
+
+# --------------------------------------------------------------------------------------------- decoding
+
+_decode_fast = getattr(torchvision.io, "decode_image", None)  # deprecated in 0.29; the same pixels as Pillow, faster
+
+
+def decode(encoded: bytes, size: int) -> np.ndarray:
+    """Encoded bytes -> uint8 (3, size, size), as the module's head says.
+
+    Raises:
+        ValueError: the bytes are not a whole image, or one beyond `MOST_PIXELS`; the text is the reason.
+    """
+    image = _decoded(encoded)  # (3, H, W)
+    height, width = image.shape[1:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[:, top : top + side, left : left + side]
+    if side != size:
+        square = F.interpolate(square[None], size=(size, size), mode="bilinear", antialias=True)[0]
+    return square.numpy()
+
+
+def _decoded(encoded: bytes) -> Tensor:
+    size = _header(encoded) if _decode_fast is not None else None
+    if size is not None and _decode_fast is not None:
+        _check_pixels(*size)
+        try:
+            image = _decode_fast(
+                torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode="RGB", apply_exif_orientation=True
+            )
+            return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
+        except RuntimeError:  # Pillow reads more variants, and says better what is wrong
+            pass
+    try:
+        with Image.open(io.BytesIO(encoded)) as file:
+            _check_pixels(*file.size)
+            upright = ImageOps.exif_transpose(file)
+            if upright.mode.startswith("I"):  # 16 bits, which convert would clip
+                upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
+            return torch.from_numpy(np.array(upright.convert("RGB"))).permute(2, 0, 1)
+    except Image.UnidentifiedImageError:
+        start = bytes(encoded[:16])
+        raise ValueError(f"not an image that is known (it begins with {start!r})" if start else "empty") from None
+    except Exception as error:  # broken bytes make Pillow's decoders raise almost anything
+        raise ValueError(_brief(error)) from error
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MOST_PIXELS}: taken for a decompression bomb")
+
+
+def _header(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a PNG, JPEG or plain WebP, microseconds instead of Pillow's tens; None for all else."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8 ":
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    if data[:2] == b"\xff\xd8":
+        at = 2
+        while at + 9 <= len(data) and data[at] == 0xFF:
+            marker = data[at + 1]
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
+                return int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7])
+            at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
+    return None
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+# ---------------------------------------------------------------------------------------------- listing
+
+
+@lru_cache(maxsize=16)
+def _filesystem(uri: str) -> FileSystem:
+    return FileSystem.from_uri(uri)[0] if uri else LocalFileSystem()
+
+
+def _below(filesystem: FileSystem, folder: str, recursive: bool) -> list[FileInfo]:
+    """Files under `folder`, sorted by path; hidden ones and those in hidden folders are left out."""
+    infos = filesystem.get_file_info(FileSelector(folder, recursive=recursive))
+    files = [info for info in infos if info.type == FileType.File]
+    shown = [i for i in files if not re.search(r"(^|/)\.", i.path[len(folder) :])]
+    return sorted(shown, key=lambda info: posixpath.split(info.path))
+
+
+def _list(pattern: str) -> tuple[str, str | None, list[str]]:
+    """-> (URI of the filesystem or empty, the folder if `pattern` is one, files in sorted order)."""
+    if "://" in pattern:
+        parts = urlsplit(pattern)
+        steps = parts.path.split("/")
+        fixed = next((i for i, step in enumerate(steps) if glob.has_magic(step)), len(steps))
+        uri = urlunsplit((parts.scheme, parts.netloc, "/".join(steps[:fixed]) or "/", parts.query, ""))
+        filesystem, base = FileSystem.from_uri(uri)
+        if wanted := steps[fixed:]:
+            infos = _below(filesystem, base, recursive=len(wanted) > 1)
+            found = [i.path for i in infos if _matches(i.path[len(base) :].strip("/").split("/"), wanted)]
+        else:
+            found = [base]
+    else:
+        uri, filesystem = "", LocalFileSystem()
+        local = str(Path(pattern).expanduser())
+        matches = [local] if Path(local).exists() else sorted(glob.glob(local, recursive=True))
+        found = [Path(match).absolute().as_posix() for match in matches]
+    infos = filesystem.get_file_info(found)
+    files = [info.path for info in infos if info.type == FileType.File]
+    folders = [info.path for info in infos if info.type == FileType.Directory]
+    if files:
+        return uri, None, files
+    if len(folders) != 1:
+        told = "matches several folders: name the one that holds them" if folders else "no such file or folder"
+        raise UserError(f"{pattern}: {told}")
+    below = [info.path for info in _below(filesystem, folders[0], recursive=True)]
+    splits = {posixpath.basename(f).split("-")[0] for f in below if f.endswith((".parquet", ".tar"))}
+    if len(splits & {"train", "test", "val", "valid", "validation", "unlabeled"}) > 1:
+        raise UserError(
+            f"{pattern} holds several splits ({', '.join(sorted(splits))}): give a glob, as train-*.parquet"
+        )
+    return uri, folders[0], below
+
+
+def _matches(steps: Sequence[str], patterns: Sequence[str]) -> bool:
+    return len(steps) == len(patterns) and all(map(fnmatchcase, steps, patterns))
+
+
+def _numbered(parts: Iterable[tuple[str, int, int]]) -> tuple[Group, ...]:
+    """(path, part, rows) in the dataset's order -> groups with their first index."""
+    groups, first = [], 0
+    for path, part, rows in parts:
+        groups.append(Group(path, part, first, rows))
+        first += rows
+    return tuple(groups)
+
+
+# ---------------------------------------------------------------------------------------------- Parquet
+
+
+class _File(NamedTuple):
+    sizes: list[int]  # rows of each row group
+    labels: list[int | str]  # distinct
+    names: tuple[str, ...] | None
+
+
+def _open_parquet(filesystem: str, files: list[str], data: Data) -> Source:
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        described = list(pool.map(lambda path: _describe(filesystem, path, data), files))
+    parts = zip(files, described, strict=True)
+    groups = _numbered((path, i, rows) for path, file in parts for i, rows in enumerate(file.sizes) if rows)
+    if not groups:
+        raise UserError(f"{files[0]} and the {len(files) - 1} other files hold no rows")
+    values = {label for file in described for label in file.labels}
+    strings = {value for value in values if isinstance(value, str)}
+    if strings and len(strings) < len(values):
+        raise UserError(f"column {data.label} holds strings in some files and integers in others")
+    named = [file.names for file in described if file.names]
+    names = tuple(sorted(strings)) or (named[0] if named else None)
+    highest = max((value for value in values if isinstance(value, int)), default=-1)
+    classes = max(len(names or ()), highest + 1) if strings or highest >= 0 else None
+    return Source(
+        "parquet",
+        filesystem,
+        posixpath.dirname(files[0]),
+        data.image,
+        data.label,
+        groups,
+        sum(group.rows for group in groups),
+        classes is not None,
+        classes,
+        names if classes is not None else None,
+    )
+
+
+def _describe(filesystem: str, path: str, data: Data) -> _File:
+    try:
+        with pq.ParquetFile(path, filesystem=_filesystem(filesystem)) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            _check_columns(schema, path, data)
+            if data.label not in schema.names:
+                return _File(sizes, [], None)
+            column = _plain(file.read(columns=[data.label], use_threads=False)[data.label])
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not a Parquet file, or is damaged: {_brief(error)}") from error
+    return _File(sizes, column.unique().drop_null().to_pylist(), _class_names(schema, data.label))
+
+
+def _check_columns(schema: pa.Schema, path: str, data: Data) -> None:
+    columns = ", ".join(schema.names)
+    if data.image not in schema.names:
+        raise UserError(f"{path} has no column {data.image}; its columns are {columns}: name one with --data.image")
+    if data.label not in schema.names and data.label != Data.label:
+        raise UserError(f"{path} has no column {data.label}; its columns are {columns}: name one with --data.label")
+    image = schema.field(data.image).type
+    inner = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner) or pa.types.is_binary_view(inner)):
+        raise UserError(f"{path}: column {data.image} is of type {image}, not encoded bytes: choose with --data.image")
+    if data.label in schema.names:
+        label = schema.field(data.label).type
+        inner = label.value_type if pa.types.is_dictionary(label) else label
+        if not (
+            pa.types.is_integer(inner)
+            or pa.types.is_boolean(inner)
+            or pa.types.is_null(inner)
+            or pa.types.is_string(inner)
+            or pa.types.is_large_string(inner)
+        ):
+            raise UserError(f"{path}: column {data.label} is of type {label}, not a class: choose with --data.label")
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels as int64 or strings."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    strings = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    return column if strings else column.cast(pa.int64())
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    metadata = schema.metadata or {}
+    if own := metadata.get(b"class_names"):
+        return tuple(json.loads(own))
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    names = (features.get(label) or {}).get("names")
+    return tuple(names) if names else None
+
+
+def _read_parquet(source: Source, group: Group, rows: np.ndarray) -> Encoded:
+    with pq.ParquetFile(group.path, filesystem=_filesystem(source.filesystem)) as file:
+        before = sum(file.metadata.row_group(i).num_rows for i in range(group.part))
+        wanted = [name for name in (source.image, source.label) if name in file.schema_arrow.names]
+        table = file.read_row_group(group.part, columns=wanted, use_threads=False)
+    if table.num_rows != group.rows:
+        raise UserError(f"{group.path} is no longer what it was when the run began: start again")
+    if len(rows) < table.num_rows:
+        table = table.take(rows)
+    column = table[source.image]
+    images = (pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column).to_pylist()
+    names = [f"{group.path}:{before + row}" for row in rows.tolist()]
+    if source.label not in table.column_names:
+        return Encoded(images, None, names)
+    label = _plain(table[source.label])
+    if label.type != pa.int64():
+        label = pc.index_in(label, pa.array(source.class_names, label.type)).cast(pa.int64())
+    return Encoded(images, label.fill_null(-1).to_numpy(), names)
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def _is_image(path: str) -> bool:
+    return posixpath.splitext(path)[1][1:].lower() in IMAGES
+
+
+def _open_folder(filesystem: str, root: str, files: list[str], data: Data) -> Source:
+    """Classes are the folders straight under `root`; images straight in it mean that there are no classes."""
+    images = [file for file in files if _is_image(file)]
+    if not images:
+        told = f"known are {', '.join(sorted(IMAGES))}, .parquet and .tar" if files else "it is empty"
+        raise UserError(f"no image files under {root}: {told}")
+    folders = {folder: len(list(run)) for folder, run in groupby(images, posixpath.dirname)}
+    parts = ((folder, at, min(PER_GROUP, n - at)) for folder, n in folders.items() for at in range(0, n, PER_GROUP))
+    names = None if root in folders else tuple(sorted({_class(root, folder) for folder in folders}))
+    classes = None if names is None else len(names)
+    return Source(
+        "folder",
+        filesystem,
+        root,
+        data.image,
+        data.label,
+        _numbered(parts),
+        len(images),
+        classes is not None,
+        classes,
+        names,
+    )
+
+
+def _class(root: str, folder: str) -> str:
+    return posixpath.relpath(folder, root).split("/")[0]
+
+
+@lru_cache(maxsize=8)
+def _images_in(filesystem: str, folder: str) -> tuple[str, ...]:
+    infos = _below(_filesystem(filesystem), folder, recursive=False)
+    return tuple(info.path for info in infos if _is_image(info.path))
+
+
+def _read_folder(source: Source, group: Group, rows: np.ndarray) -> Encoded:
+    files = _images_in(source.filesystem, group.path)[group.part : group.part + group.rows]
+    if len(files) != group.rows:
+        raise UserError(f"{group.path} is no longer what it was when the run began: start again")
+    names = [files[row] for row in rows.tolist()]
+    filesystem = _filesystem(source.filesystem)
+    images: list[bytes | None]
+    if source.filesystem:
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            images = list(pool.map(lambda name: _content(filesystem, name), names))
+    else:
+        images = [Path(name).read_bytes() for name in names]
+    if source.class_names is None:
+        return Encoded(images, None, names)
+    label = source.class_names.index(_class(source.root, group.path))
+    return Encoded(images, np.full(len(rows), label, np.int64), names)
+
+
+def _content(filesystem: FileSystem, path: str) -> bytes:
+    with filesystem.open_input_stream(path) as file:
+        return file.read()
+
+
+# ------------------------------------------------------------------------------------------------- tars
+
+
+class _Sample(NamedTuple):
+    at: int  # byte of the first header
+    image: tarfile.TarInfo
+    label: tarfile.TarInfo | None
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[_Sample]:
+    """Neighbouring members whose names agree up to the first dot are a sample; those without an image are left out."""
+    members = (m for m in tar if m.isfile() and not posixpath.basename(m.name).startswith("."))
+    for _, run in groupby(members, lambda m: _key(m.name)[0]):
+        sample = [(_key(member.name)[1].lower(), member) for member in run]
+        image = next((member for extension, member in sample if extension in IMAGES), None)
+        label = next((member for extension, member in sample if extension == "cls"), None)
+        if image is not None:
+            yield _Sample(sample[0][1].offset, image, label)
+
+
+def _key(name: str) -> tuple[str, str]:
+    folder, base = posixpath.split(name)
+    stem, _, extension = base.partition(".")
+    return posixpath.join(folder, stem), extension
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> int:
+    text = tar.extractfile(member).read() if member is not None else b"-1"  # type: ignore[union-attr]
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{member.name} in a tar holds {text[:20]!r}: .cls is one integer") from None  # type: ignore[union-attr]
+
+
+def _open_tars(filesystem: str, files: list[str], data: Data) -> Source:
+    with ThreadPoolExecutor(REQUESTS if filesystem else 1) as pool:
+        scanned = list(pool.map(lambda path: _scan(filesystem, path), files))
+    groups = _numbered(part for parts, _ in scanned for part in parts)
+    if not groups:
+        known = ", ".join(sorted(IMAGES))
+        raise UserError(f"no samples in {files[0]} and {len(files) - 1} other tars: names are KEY.EXT, EXT of {known}")
+    classes = max(highest for _, highest in scanned) + 1 or None
+    return Source(
+        "tar",
+        filesystem,
+        posixpath.dirname(files[0]),
+        data.image,
+        data.label,
+        groups,
+        sum(group.rows for group in groups),
+        classes is not None,
+        classes,
+        None,
+    )
+
+
+def _scan(filesystem: str, path: str) -> tuple[list[tuple[str, int, int]], int]:
+    """Reads the headers of a tar, and its labels -> (groups, the highest label)."""
+    starts, highest = [], -1
+    try:
+        with (
+            _filesystem(filesystem).open_input_file(path) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            for sample in _samples(tar):
+                starts.append(sample.at)
+                highest = max(highest, _label(tar, sample.label))
+    except tarfile.TarError as error:
+        raise UserError(f"{path} is not an uncompressed tar, or is cut off: {_brief(error)}") from error
+    return [(path, starts[i], min(PER_GROUP, len(starts) - i)) for i in range(0, len(starts), PER_GROUP)], highest
+
+
+def _read_tar(source: Source, group: Group, rows: np.ndarray) -> Encoded:
+    wanted = set(rows.tolist())
+    images: list[bytes | None] = []
+    labels, names = [], []
+    with _filesystem(source.filesystem).open_input_file(group.path) as file:
+        file.seek(group.part)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for row, sample in enumerate(islice(_samples(tar), group.rows)):
+                if row in wanted:
+                    images.append(tar.extractfile(sample.image).read())  # type: ignore[union-attr]
+                    labels.append(_label(tar, sample.label))
+                    names.append(f"{group.path}:{sample.image.name}")
+    if len(images) != len(rows):
+        raise UserError(f"{group.path} is no longer what it was when the run began: start again")
+    return Encoded(images, np.array(labels, np.int64) if source.labelled else None, names)

@@ -1,0 +1,313 @@
+"""What runs on each rank: Ray Train calls `work`; rank 0 also records."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid
+
+import pipelines.recipe as recipes
+from methods.method import Batch, Clock, Facts
+from methods.metrics.knn import knn
+from methods.parts import set_batch_norm
+from pipelines.errors import UserError
+from pipelines.feed import Feed, ResidentFeed, Share, StreamFeed, gathered
+from pipelines.loop import NotFinite, Training, collapse, train
+from pipelines.place import Place
+from pipelines.recipe import Recipe, Run
+from pipelines.sources import Source
+from pipelines.storage import Checkpoints, Folder, open_folder
+
+WINDOW = 4096  # rows that the stream feed mixes with one another
+
+
+class Board:
+    """An actor between workers and driver: what rank 0 last said, and the first failure that needs the user."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, Any] = {}
+        self._failure: str | None = None
+        self._crashes: set[str] = set()
+        self._lines: list[str] = []
+
+    def say(self, now: dict[str, Any]) -> None:
+        self._now = now
+
+    def note(self, line: str) -> None:
+        self._lines.append(line)
+
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        lines, self._lines = self._lines, []
+        return self._now, lines
+
+    def fail(self, text: str) -> None:
+        self._failure = self._failure or text
+
+    def failure(self) -> str | None:
+        return self._failure
+
+    def crash(self, text: str) -> None:
+        """An exception that is no one's fault yet. The same one twice would come again: it is a failure."""
+        if text in self._crashes:
+            self.fail(f"training failed twice alike: {text}")
+        self._crashes.add(text)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker gets."""
+
+    recipe: Recipe
+    run: Run
+    place: Place
+    folder: Folder
+    facts: Facts
+    source: Source
+    usable: np.ndarray
+    blocks: list[Any]
+    probe: dict[str, Any] | None
+    board: Any
+
+
+def start_from(recipe: Recipe, method: torch.nn.Module) -> dict[str, Any]:
+    """Loads the weights of the run `recipe.start_from` that have the same name and shape. Returns what it took."""
+    folder = open_folder(recipe.start_from or "")
+    if not folder.exists("recipe.json"):
+        raise UserError(f"--start-from {recipe.start_from}: no run lies there (it has no recipe.json)")
+    before = recipes.from_json(folder.read("recipe.json").decode())
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state, _ = checkpoints.newest()
+    if state is None:
+        raise UserError(f"--start-from {recipe.start_from}: that run has no checkpoint yet")
+    own = method.state_dict()
+    taken = {k: v for k, v in state["method"].items() if k in own and own[k].shape == v.shape}
+    if not any(name.startswith("backbone.") for name in taken):
+        raise UserError(
+            f"--start-from {recipe.start_from}: a {before.method_name} on {before.backbone} shares no backbone weights "
+            f"with a {recipe.method_name} on {recipe.backbone}"
+        )
+    method.load_state_dict(taken, strict=False)
+    manifest = json.loads(checkpoints.folder.read(f"step-{state['step']:08d}.json"))
+    return {
+        "run": recipe.start_from,
+        "method": before.method_name,
+        "step": state["step"],
+        "sha256": manifest["sha256"],
+        "taken": len(taken),
+        "of": len(own),
+    }
+
+
+def work(config: dict[str, Any]) -> None:
+    """One rank. Called anew after each restart: the newest checkpoint decides where it begins."""
+    import ray
+    import ray.train
+
+    task: Task = config["task"]
+    if ray.get(task.board.failure.remote()) is not None:
+        return
+    try:
+        rank_loop(task)
+    except NotFinite as error:
+        steps = Checkpoints(task.folder / "checkpoints").steps()
+        good = f"step {steps[-1]} in {task.folder.path}/checkpoints" if steps else "none yet"
+        task.board.fail.remote(
+            f"{error}; the last good checkpoint is {good}: lower --optimizers.TURN.lr, or lengthen its warm-up"
+        )
+    except UserError as error:
+        ray.get(task.board.fail.remote(str(error)))
+        raise
+    except Exception as error:
+        rank = ray.train.get_context().get_world_rank()
+        ray.get(task.board.crash.remote(f"{type(error).__name__} on rank {rank}: {error}"))
+        raise
+
+
+def rank_loop(task: Task) -> None:
+    import ray.train
+    import ray.train.torch
+
+    recipe, run, place = task.recipe, task.run, task.place
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(place.threads)
+    else:
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    torch.manual_seed(recipe.seed)
+    method = recipe.build(task.facts)
+    if recipe.start_from:
+        start_from(recipe, method)
+    method = method.to(device, memory_format=torch.channels_last)
+    method = set_batch_norm(method, recipe.batch_norm)
+    if run.compile:
+        for network in method.children():
+            network.compile()
+    wrapped = ray.train.torch.prepare_model(
+        method,
+        parallel_strategy_kwargs={
+            "broadcast_buffers": False,
+            "find_unused_parameters": len(method.turns) > 1,
+            "gradient_as_bucket_view": True,
+        },
+    )
+    feed = make_feed(task, Share(recipe.batch_size, rank, ranks), device)
+    training = Training(
+        method,
+        wrapped,
+        recipe.optimizers,
+        recipe.batch_size,
+        recipe.epochs,
+        feed.steps,
+        recipe.seed,
+        place.precision,  # type: ignore[arg-type]
+    )
+    checkpoints = Checkpoints(task.folder / "checkpoints", run.keep)
+    state, broken = checkpoints.newest()
+    if state is not None:
+        training.load_state(state)
+    with Recorder(task, training, first=rank == 0) as recorder:
+        for line in broken:
+            recorder.note(f"[yellow]{line}[/]")
+        if state is not None:
+            recorder.note(f"resumed at step {training.step}")
+
+        def checkpoint(end: bool) -> None:
+            epoch = training.clock().epoch
+            due = not end or epoch % run.checkpoint_epochs == 0 or epoch in (recipe.epochs, run.stop_epoch)
+            if due and rank == 0:
+                checkpoints.save(training.step, {**training.state(), "recipe": recipe.to_json()})
+                recorder.flush()
+
+        train(
+            training,
+            feed,
+            log_steps=run.log_steps,
+            checkpoint_steps=run.checkpoint_steps,
+            stop_epoch=run.stop_epoch,
+            on_log=recorder.log,
+            on_epoch=recorder.epoch,
+            on_first=recorder.views,
+            checkpoint=checkpoint,
+        )
+
+
+def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
+    recipe, place = task.recipe, task.place
+    if place.feed == "stream":
+        return StreamFeed(
+            task.source,
+            task.usable,
+            recipe.views,
+            size=recipe.data.size,
+            seed=recipe.seed,
+            share=share,
+            window=WINDOW,
+            views_on_data=place.views_on == "data",
+            cpus=place.data_cpus,
+            task_cpus=place.task_cpus,
+            device=device,
+        )
+    columns = gathered(task.blocks)
+    images, index = columns["image"], columns["index"]
+    label = columns["label"] if task.source.labelled else None
+    if device.type == "cuda" and images.numel() < 0.25 * torch.cuda.mem_get_info(device)[0]:
+        images, index, label = (x if x is None else x.to(device) for x in (images, index, label))
+    return ResidentFeed(images, index, label, recipe.views, seed=recipe.seed, share=share, device=device)
+
+
+class Recorder:
+    """Rank 0's: metrics.jsonl, TensorBoard, the driver's progress bar, monitors, online kNN. Other ranks: nothing.
+
+    On storage that is not a local folder both files are written beside, and copied at each checkpoint.
+    """
+
+    def __init__(self, task: Task, training: Training, *, first: bool) -> None:
+        self.task = task
+        self.training = training
+        self.first = first
+
+    def __enter__(self) -> "Recorder":
+        if not self.first:
+            return self
+        folder = self.task.folder
+        self.scratch = None if folder.local else tempfile.TemporaryDirectory()
+        here = Path(self.scratch.name) if self.scratch else folder.local or Path()
+        self.path = here / "metrics.jsonl"
+        if folder.exists("metrics.jsonl"):  # lines after the checkpoint will be written again
+            lines = folder.read("metrics.jsonl").decode().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.training.step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.file = self.path.open("a")
+        self.events = here / "tensorboard"
+        self.board = SummaryWriter(str(self.events), purge_step=self.training.step + 1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.first:
+            self.flush()
+            self.file.close()
+            self.board.close()
+            if self.scratch:
+                self.scratch.cleanup()
+
+    def note(self, line: str) -> None:
+        if self.first:
+            self.task.board.note.remote(line)
+
+    def log(self, clock: Clock, values: dict[str, float]) -> None:
+        if not self.first:
+            return
+        step = clock.step + 1
+        self.file.write(json.dumps({"step": step, "epoch": clock.epoch, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"train/{name}", value, step)
+        loss = next(value for name, value in values.items() if name.startswith("loss"))
+        self.task.board.say.remote({"step": step, "loss": loss, "speed": values["images_per_second"]})
+
+    def epoch(self, clock: Clock, batch: Batch) -> None:
+        """Monitors of the backbone, and the online kNN where it is due."""
+        if not self.first:
+            return
+        method = self.training.method
+        values = {f"features/{k}": v for k, v in collapse(method, self.task.facts, batch).items()}
+        every = self.task.run.knn_epochs
+        if self.task.probe and (clock.epoch % every == 0 or clock.epoch == self.training.epochs):
+            values["knn/top1"] = self.knn()
+        self.file.write(json.dumps({"step": clock.step, "epoch": clock.epoch - 1, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, clock.step)
+
+    @torch.no_grad()
+    def knn(self) -> float:
+        backbone = self.training.method.backbone
+        backbone.eval()
+        features, labels = {}, {}
+        for part, blocks in (self.task.probe or {}).items():
+            columns = gathered(blocks)
+            pieces = [backbone(images.to(self.training.device)) for images in columns["image"].split(500)]
+            features[part], labels[part] = torch.cat(pieces), columns["label"].to(self.training.device)
+        backbone.train()
+        return knn(features["train"], labels["train"], features["test"], labels["test"])["top1"]
+
+    def views(self, batch: Batch) -> None:
+        """The first images' views side by side, once."""
+        if self.first and self.training.step == 0:
+            for name in self.task.facts.views:
+                self.board.add_image(f"views/{name}", make_grid(batch[name][:32].cpu(), nrow=8), 0)
+
+    def flush(self) -> None:
+        self.file.flush()
+        self.board.flush()
+        if self.scratch:
+            self.task.folder.write("metrics.jsonl", self.path.read_bytes())
+            for events in self.events.iterdir():
+                (self.task.folder / "tensorboard").write(events.name, events.read_bytes())
