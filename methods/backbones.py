@@ -100,10 +100,8 @@ def _replace_first_conv(
 ) -> None:
     """For other `channels`, or another geometry; drawn as torchvision draws its convolutions."""
     name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    side = kernel or old.kernel_size[0]
-    new = nn.Conv2d(
-        channels, old.out_channels, side, stride or old.stride[0], side // 2, bias=False
-    )  # all have no bias
+    side, step = kernel or old.kernel_size[0], stride or old.stride[0]
+    new = nn.Conv2d(channels, old.out_channels, side, step, side // 2, bias=False)  # no network here has a bias there
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     network.set_submodule(name, new)
 

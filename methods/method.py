@@ -9,7 +9,7 @@ Nothing is registered: the method's name is the name of its file.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -69,8 +69,9 @@ class Method(nn.Module):
     def forward(self, batch: Batch, clock: Clock, turn: str) -> Step:
         raise NotImplementedError(f"{type(self).__name__} must define forward(batch, clock, turn)")
 
-    def parameters_of(self, turn: str) -> list[nn.Parameter]:
-        """What `turn`'s optimizer moves."""
+    def parameters_of(self, turn: str) -> list[nn.Parameter] | list[dict[str, Any]]:
+        """What `turn`'s optimizer moves: parameters, or groups {"params": [...], "constant": True}, where `constant`
+        ones keep the peak learning rate."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def before_epoch(self, clock: Clock, features: Callable[[], tuple[Tensor, Tensor]]) -> None:

@@ -209,7 +209,7 @@ class SplitBatchNorm(nn.BatchNorm2d):
         if n % self.splits:
             raise ValueError(f"--batch-norm split:{self.splits} does not divide a worker's batch of {n}: change one")
         # parts become channels: (B, C, ...) -> (B / splits, splits * C, ...), each normalized on its own
-        x = input.view(self.splits, n // self.splits, c, -1).permute(1, 0, 2, 3).flatten(1, 2)
+        x = input.reshape(self.splits, n // self.splits, c, -1).permute(1, 0, 2, 3).flatten(1, 2)
         mean, var = (v.repeat(self.splits) for v in (self.running_mean, self.running_var))  # type: ignore[union-attr]
         scale, shift = ((v.repeat(self.splits) if v is not None else None) for v in (self.weight, self.bias))
         out = F.batch_norm(x, mean, var, scale, shift, True, self.momentum or 0.1, self.eps)
@@ -222,9 +222,9 @@ class SplitBatchNorm(nn.BatchNorm2d):
 
 def _split(norm: nn.modules.batchnorm._BatchNorm, splits: int) -> SplitBatchNorm:
     new = SplitBatchNorm(norm.num_features, norm.eps, norm.momentum or 0.1, norm.affine)
-    new.load_state_dict(norm.state_dict())
+    new.to(norm.running_mean).load_state_dict(norm.state_dict())  # device and dtype too
     new.splits = splits
-    return new.requires_grad_(norm.affine and norm.weight.requires_grad)
+    return new.train(norm.training).requires_grad_(norm.affine and norm.weight.requires_grad)
 
 
 def _replace_norms(module: nn.Module, make: Callable[[nn.modules.batchnorm._BatchNorm], nn.Module]) -> None:

@@ -73,6 +73,10 @@ class Config:
             raise ValueError(f"method.coefficient is lambda in [0, 1], got {self.coefficient}")
         if self.temperature <= 0 or self.target_temperature <= 0:
             raise ValueError("method.temperature and method.target_temperature are above 0")
+        if self.layers < 2:
+            raise ValueError(f"method.layers is at least 2, got {self.layers}")
+        if not 0 <= self.momentum <= self.momentum_end <= 1:
+            raise ValueError("method.momentum and method.momentum_end lie in [0, 1], the end not below the start")
         if self.positive_slot == "zero" and (self.relation_weight is not None or self.ceil_weight is not None):
             raise ValueError("free weights of Eq. 9 need method.positive_slot masked: Proposition 1 holds for it alone")
 
@@ -84,7 +88,7 @@ def sce_terms(
 
     Args:
         online: z1 (B, D), normalized; carries the gradient.
-        target: z2 (B, D), normalized, of the teacher.
+        target: z2 (B, D), normalized, of the teacher; its gradient is stopped.
         queue: (K, D), normalized.
         temperature: tau > 0 of the online distribution.
         target_temperature: tau_m > 0 of the target's relation, in which the positive is masked.
@@ -92,13 +96,15 @@ def sce_terms(
     Returns:
         (info_nce, relation, ceil), scalars, each the mean over the batch.
     """
-    positive = (online * target).sum(1) / temperature  # (B,)
-    negative = online @ queue.T / temperature  # (B, K)
-    relation = F.softmax(target @ queue.T / target_temperature, dim=1)  # (B, K)
-    others = negative.logsumexp(1)  # (B,)
-    everything = torch.logaddexp(positive, others)  # (B,)
-    cross_entropy = -(relation * (negative - others[:, None])).sum(1)
-    return (everything - positive).mean(), cross_entropy.mean(), (everything - others).mean()
+    with torch.autocast(online.device.type, enabled=False):  # a small temperature needs more than bf16
+        target = target.detach()
+        positive = (online * target).sum(1) / temperature  # (B,)
+        negative = online @ queue.T / temperature  # (B, K)
+        relation = F.softmax(target @ queue.T / target_temperature, dim=1)  # (B, K)
+        others = negative.logsumexp(1)  # (B,)
+        everything = torch.logaddexp(positive, others)  # (B,)
+        cross_entropy = -(relation * (negative - others[:, None])).sum(1)
+        return (everything - positive).mean(), cross_entropy.mean(), (everything - others).mean()
 
 
 def sce_loss(
@@ -115,7 +121,7 @@ def sce_loss(
 
     Args:
         online: z1 (B, D), normalized; carries the gradient.
-        target: z2 (B, D), normalized, of the teacher.
+        target: z2 (B, D), normalized, of the teacher; its gradient is stopped.
         queue: (K, D), normalized.
         temperature: tau > 0 of the online distribution.
         target_temperature: tau_m > 0 of the target's relation.
@@ -123,13 +129,14 @@ def sce_loss(
         positive_slot: "masked" leaves the positive out of the relation s (Eq. 3); "zero" gives it the logit 0, as
             the released code does.
     """
-    logits = torch.cat([(online * target).sum(1, keepdim=True), online @ queue.T], 1) / temperature  # (B, 1 + K)
-    relation = F.pad(target @ queue.T / target_temperature, (1, 0), value=0.0)  # (B, 1 + K)
-    if positive_slot == "masked":
-        relation[:, 0] = -torch.inf
-    w = (1.0 - coefficient) * F.softmax(relation, dim=1)
-    w[:, 0] += coefficient
-    return -(w * F.log_softmax(logits, dim=1)).sum(1).mean()
+    with torch.autocast(online.device.type, enabled=False):  # a small temperature needs more than bf16
+        target = target.detach()
+        logits = torch.cat([(online * target).sum(1, keepdim=True), online @ queue.T], 1) / temperature  # (B, 1 + K)
+        slot = -torch.inf if positive_slot == "masked" else 0.0
+        relation = F.pad(target @ queue.T / target_temperature, (1, 0), value=slot)  # (B, 1 + K)
+        w = (1.0 - coefficient) * F.softmax(relation, dim=1)
+        w[:, 0] += coefficient
+        return -(w * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
 class SCE(Method):
@@ -154,8 +161,8 @@ class SCE(Method):
 
     def forward(self, batch: Batch, clock: Clock, turn: str) -> Step:
         order = draw(clock.seed, clock.step, batch["index"], "shuffle", 1)[:, 0]
-        z2 = {name: F.normalize(self.teacher(batch[name], order), dim=1) for name in self.teachers}  # (B, D)
-        z1 = {name: F.normalize(self.online(batch[name]), dim=1) for name in self.students}  # (B, D)
+        z2 = {name: F.normalize(self.teacher(batch[name], order).float(), dim=1) for name in self.teachers}  # (B, D)
+        z1 = {name: F.normalize(self.online(batch[name]).float(), dim=1) for name in self.students}  # (B, D)
         queue = self.queue.keys.clone()  # the backward pass reads it, after these keys have entered the buffer
         pairs = [(student, teacher) for teacher in z2 for student in z1 if student != teacher]
         loss = torch.stack([self.loss(z1[student], z2[teacher], queue) for student, teacher in pairs]).mean()

@@ -72,7 +72,7 @@ class SimSiam(Method):
         p1, p2 = (self.predictor(z).float() for z in (z1, z2))  # (B, D)
         return Step((negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, {})
 
-    def parameters_of(self, turn: str) -> list[dict[str, Any]]:  # type: ignore[override]
+    def parameters_of(self, turn: str) -> list[dict[str, Any]]:
         """Groups: backbone and projector; the predictor, with `"constant": True` under `fix_predictor_lr`."""
         encoder = [*self.backbone.parameters(), *self.projector.parameters()]
         predictor = {"params": list(self.predictor.parameters()), "constant": self.config.fix_predictor_lr}

@@ -11,7 +11,9 @@ products with a matrix of triangle filters a sample and axis. Flip and blur are 
 the colour operations into one affine map of RGB. Known deviations, each bounded in a test:
 - the colour operations have a fixed order (torchvision draws one), and nothing is clamped or rounded between
   resize and solarize but once, after blur;
-- hue rotates the chroma plane of YIQ, which is linear and keeps the luma, in place of HSV's hue;
+- hue is a rotation of RGB around the gray axis, which is linear, in place of a shift of HSV's hue (a rotation of
+  YIQ's chroma is about twice as far from it);
+- contrast mixes with the mean luma of the blurred view, which differs a little at the edges;
 - blur is a true Gaussian, cut off at `blur_kernel`; the papers' small-image code blurs with PIL, whose
   "Gaussian" is three box filters of about the same sigma.
 
@@ -48,7 +50,7 @@ PARAMETERS = (
 """A view's parameters in the order of their columns; float32, what was really done."""
 
 TRIES = 10  # crops that RandomResizedCrop tries before it falls back to a central one
-CHUNK = 2**18  # pixels (source and view, all channels) worked on at once on a CPU: they stay in its cache
+CHUNK = 2**20  # values (source and view, all channels) worked on at once on a CPU, near the size of its cache
 
 
 @dataclass(frozen=True)
@@ -142,8 +144,8 @@ class View:
         u = parts.draw(seed, epoch, index, f"view/{self.name}", 2 * TRIES + 13).double()  # (B, ...)
         scales, ratios, u = u[:, :TRIES], u[:, TRIES : 2 * TRIES], u[:, 2 * TRIES :]
         centre_x, centre_y, scale, ratio = self._boxes(scales, ratios, u[:, :3], aspect)
-        on = u[:, 3:8] < u.new_tensor([self.flip, self.jitter, self.grayscale, self.blur, self.solarize])
-        flip, jitter, grayscale, blur, solarize = on.unbind(1)
+        rates = (self.flip, self.jitter, self.grayscale, self.blur, self.solarize)
+        flip, jitter, grayscale, blur, solarize = (u[:, 3 + k] < rate for k, rate in enumerate(rates))
         brightness, contrast, saturation, hue, sigma = u[:, 8:].unbind(1)
 
         def factor(strength: float, u: Tensor) -> Tensor:
@@ -170,7 +172,7 @@ class View:
     def _boxes(self, scales: Tensor, ratios: Tensor, u: Tensor, aspect: float | Tensor) -> tuple[Tensor, ...]:
         """RandomResizedCrop: the first of the crops that fits into the image, else the greatest central one."""
         low, high = self.crop_ratio
-        shape = torch.as_tensor(aspect, dtype=u.dtype, device=u.device).reshape(-1, 1)
+        shape = (aspect.to(u) if isinstance(aspect, Tensor) else torch.full_like(u[:, 0], aspect))[:, None]  # (B, 1)
         scales = _between(*self.crop_scale, scales)  # (B, TRIES)
         ratios = _between(math.log(low), math.log(high), ratios).exp() / shape
         fits = (scales * ratios <= 1) & (scales <= ratios)  # width and height at most the image's
@@ -224,18 +226,17 @@ class View:
         across = _resampling(p["centre_x"], extent_x, width, self.size, p["flip"])  # (B, S, W)
         down = _resampling(p["centre_y"], extent_y, height, self.size)  # (B, S, H)
         x = images.float()
-        if self.jitter or self.grayscale:  # the mean colour before the blur, which contrast needs
-            mean = x.flatten(1, 2) @ across.mean(1)[:, :, None]  # (B, C * H, 1)
-            mean = mean.view(batch, channels, height) @ down.mean(1)[:, :, None]  # (B, C, 1)
         if self.blur:
             blur = _blurring(p["sigma"], self.size, self.blur_radius)  # (B, S, S)
             across, down = blur @ across, blur @ down
         x = down[:, None] @ x  # (B, C, S, W)
         x = x.view(batch, channels * self.size, width) @ across.mT  # (B, C * S, S)
         if self.jitter or self.grayscale:
-            colour, offset = _colours(p, mean)
-            x = torch.baddbmm(offset, colour, x.view(batch, channels, -1)).clamp_(0, 255)
-        out = x.add_(0.5).byte().view(batch, channels, self.size, self.size)
+            x = x.view(batch, channels, -1)
+            colour, offset = _colours(p, x.mean(2, keepdim=True))
+            x = torch.baddbmm(offset, colour, x).clamp_(0, 255)
+        x = x.add_(0.5).short().byte()  # straight to bytes takes twice as long
+        out = x.view(batch, channels, self.size, self.size)
         if self.solarize:
             bright = (out >= 255 * self.solarize_threshold) & (p["solarize"] > 0)[:, None, None, None]
             out = out ^ (bright.byte() * 255)
@@ -263,16 +264,16 @@ def _resampling(centre: Tensor, extent: Tensor, pixels: int, size: int, flip: Te
     # where the crop lies in what room it has, then as evenly over whole pixels: torchvision's randint
     place = ((centre - extent / 2) / (1 - extent).clamp(min=1e-6)).clamp(0, 1)
     start = torch.minimum((place * (pixels - length + 1)).floor(), pixels - length)
-    step = (length / size)[:, None]
-    out = torch.arange(size, device=centre.device) + 0.5
-    out = out.expand(len(centre), size)
+    start, length = start[:, None], length[:, None]
+    step = length / size
+    reach = step.clamp(min=1)  # the triangle's half width
+    out = (torch.arange(size, device=centre.device) + 0.5).expand(len(centre), size)
     if flip is not None:
         out = torch.where(flip[:, None] > 0, size - out, out)
-    middle = start[:, None] + out * step  # (B, S), in pixels of the image
+    middle = (start + out * step) / reach  # (B, S)
     pixel = torch.arange(pixels, device=centre.device) + 0.5
-    inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # (B, pixels)
-    reach = step.clamp(min=1)[:, :, None]
-    weight = (pixel - middle[:, :, None]).abs_().div_(-reach).add_(1).clamp_(min=0).mul_(inside[:, None])
+    pixel = torch.where((pixel > start) & (pixel < start + length), pixel, torch.inf) / reach  # (B, pixels)
+    weight = (1 - (pixel[:, None] - middle[:, :, None]).abs_()).clamp_(min=0)
     return weight.div_(weight.sum(2, keepdim=True))
 
 
@@ -289,18 +290,18 @@ def _blurring(sigma: Tensor, size: int, radius: int) -> Tensor:
     """(B, S, S): matrices that blur along one axis; the identity where sigma is 0."""
     distance = torch.arange(radius + 1, device=sigma.device)
     kernel = (-0.5 * (distance / sigma.clamp(min=1e-6)[:, None]).square()).exp()  # (B, radius + 1), one side
+    kernel = kernel.where(kernel > 1e-9, 0.0)  # products with denormal numbers are slow
     kernel = kernel / (2 * kernel.sum(1, keepdim=True) - 1)
     return (kernel @ _reflections(size, radius, sigma.device)).view(-1, size, size)
 
 
 @cache
 def _colour_basis(device: torch.device) -> Tensor:
-    """(3, 9): luma onto gray, chroma as it is, chroma a quarter turn further; each a 3 x 3 map of RGB."""
-    yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]).double()
-    back = yiq.inverse()
-    luma = back[:, :1] @ yiq[:1]
-    turn = back[:, 2:] @ yiq[1:2] - back[:, 1:2] @ yiq[2:]
-    return torch.stack([luma, torch.eye(3).double() - luma, turn]).flatten(1).float().to(device)
+    """(4, 3, 3), maps of RGB: luma onto gray; mean onto gray; what is left; that a quarter turn around gray."""
+    luma = torch.tensor([0.299, 0.587, 0.114]).expand(3, 3)
+    mean = torch.full((3, 3), 1 / 3)
+    turn = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5
+    return torch.stack([luma, mean, torch.eye(3) - mean, turn]).to(device)
 
 
 def _colours(p: dict[str, Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -311,18 +312,19 @@ def _colours(p: dict[str, Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
         mean: the images' mean colour (B, C, 1) before all of them.
 
     Returns:
-        colour (B, C, C) and offset (B, C, 1); gray stays gray but for brightness and contrast.
+        colour (B, C, C) and offset (B, C, 1). The offset is gray, which saturation, hue and grayscale don't change.
     """
     gain = p["brightness"] * p["contrast"]
-    grey = (1 - p["contrast"]) * p["brightness"]
+    lift = ((1 - p["contrast"]) * p["brightness"])[:, None, None]
     if mean.shape[1] == 1:
-        return gain[:, None, None], grey[:, None, None] * mean
+        return gain[:, None, None], lift * mean
     basis = _colour_basis(mean.device)
-    chroma = gain * p["saturation"] * (1 - p["grayscale"])
     angle = 2 * math.pi * p["hue"]
-    terms = torch.stack([gain, chroma * angle.cos(), chroma * angle.sin()], 1)  # (B, 3)
-    luma = basis[0].view(3, 3) @ mean  # (B, 3, 1), three times the same
-    return (terms @ basis).view(-1, 3, 3), grey[:, None, None] * luma
+    kept = gain * p["saturation"]
+    terms = torch.stack([gain - kept, kept, kept * angle.cos(), kept * angle.sin()], 1)  # (B, 4)
+    colour = (terms @ basis.flatten(1)).view(-1, 3, 3)
+    colour = torch.where(p["grayscale"][:, None, None] > 0, basis[0] @ colour, colour)
+    return colour, lift * (basis[0] @ mean)
 
 
 # ---------------------------------------------------------------------------------------- named sets

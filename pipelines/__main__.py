@@ -1,16 +1,17 @@
 """The command line. Each command is a function of its arguments; those that take long show a progress bar."""
 
-import difflib
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated
+from itertools import takewhile
+from typing import Annotated, TypeVar
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.errors import UserError
-from pipelines.recipe import Recipe, Run, find_recipe, method_modules, recipes
+from pipelines.recipe import Recipe, Run, find_recipe, method_modules, nearest, recipes
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def data(arguments: list[str]) -> None:
     from pipelines import datasets
 
     name, rest = chosen("data", "dataset", arguments, datasets.NAMES)
-    options = tyro.cli(datasets.DatasetOptions, args=rest, prog=f"python -m pipelines data {name}")
+    options = parsed(datasets.DatasetOptions, tyro.MISSING, rest, f"python -m pipelines data {name}")
     datasets.write(name, options)
 
 
@@ -55,13 +56,8 @@ def pretrain(arguments: list[str]) -> None:
     from pipelines.pretrain import pretrain as run_recipe
 
     name, rest = chosen("pretrain", "recipe", arguments, recipes())
-    options = tyro.cli(
-        Pretrain,
-        default=Pretrain(find_recipe(name)),
-        args=rest,
-        prog=f"python -m pipelines pretrain {name}",
-        description=recipes()[name].__doc__,
-    )
+    default = Pretrain(find_recipe(name))
+    options = parsed(Pretrain, default, rest, f"python -m pipelines pretrain {name}", recipes()[name].__doc__)
     folder = run_recipe(options.recipe, options.run, name)
     Console(stderr=True).print(
         f"curves: tensorboard --logdir {folder.path}/tensorboard\n"
@@ -69,12 +65,37 @@ def pretrain(arguments: list[str]) -> None:
     )
 
 
-COMMANDS = {"list": list_, "data": data, "pretrain": pretrain}
+def evaluate(arguments: list[str]) -> None:
+    """Runs protocols on a run, or an exported backbone: python -m pipelines evaluate RUN knn linear"""
+    from pipelines import evaluate as evaluation
+
+    words = list(takewhile(lambda word: not word.startswith("-"), arguments))
+    if len(words) < 2:
+        print("usage: python -m pipelines evaluate RUN PROTOCOL [PROTOCOL ...] [OPTIONS]\n")
+        for name, protocol in evaluation.PROTOCOLS.items():
+            print(f"  {name:10} {(protocol.__doc__ or '').splitlines()[0]}")
+        raise SystemExit(0 if "--help" in arguments else 2)
+    options = parsed(
+        evaluation.Options,
+        evaluation.defaults(words[0]),
+        arguments[len(words) :],
+        f"python -m pipelines evaluate {words[0]} {' '.join(words[1:])}",
+    )
+    evaluation.evaluate(words[0], words[1:], options)
 
 
-def chosen(
-    command: str, what: str, arguments: list[str], known: "dict[str, object] | tuple[str, ...]"
-) -> tuple[str, list[str]]:
+T = TypeVar("T")
+
+
+def parsed(kind: type[T], default: T, arguments: list[str], program: str, description: str | None = None) -> T:
+    """Options from the command line; a value that a dataclass refuses is a clear error."""
+    try:
+        return tyro.cli(kind, default=default, args=arguments, prog=program, description=description)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def chosen(command: str, what: str, arguments: list[str], known: Iterable[str]) -> tuple[str, list[str]]:
     """The first argument, which is one of `known`, and the rest."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: python -m pipelines {command} {what.upper()} [OPTIONS]\n\n{what}s: {', '.join(known)}\n")
@@ -82,12 +103,11 @@ def chosen(
         raise SystemExit(0 if arguments else 2)
     name = arguments[0]
     if name not in known:
-        close = difflib.get_close_matches(name, list(known), n=3)
-        raise UserError(
-            f"no {what} {name}"
-            + (f"; did you mean {', '.join(close)}?" if close else f": there are {', '.join(known)}")
-        )
+        raise UserError(f"no {what} {name}{nearest(name, known)} (there are {', '.join(known)})")
     return name, arguments[1:]
+
+
+COMMANDS = {"list": list_, "data": data, "pretrain": pretrain, "evaluate": evaluate}
 
 
 def main(arguments: list[str] | None = None) -> int:

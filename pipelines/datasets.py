@@ -328,6 +328,17 @@ def _shapes(split: str, options: DatasetOptions) -> Split:
     return Split(split, rows, map(example, range(rows)), LABEL, names)
 
 
+_TONES = np.array(  # four dark and four light colours: so few that an image is not known by its colours
+    [
+        [(90, 20, 40), (240, 190, 120)],
+        [(20, 70, 40), (170, 220, 240)],
+        [(30, 40, 110), (250, 170, 190)],
+        [(60, 60, 60), (190, 230, 150)],
+    ],
+    float,
+)
+
+
 def draw_shape(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 (size, size, 3): the shapes differ from their ground in brightness, lighter or darker."""
     fine = 4 * size  # drawn large, then reduced: antialiased
@@ -341,11 +352,10 @@ def draw_shape(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
         for fill, polygon in zip((255, 0), SHAPES[name], strict=False):
             pen.polygon([tuple(p) for p in (polygon @ rotation + (x * fine, y * fine)).tolist()], fill=fill)
     cover = np.asarray(mask.reduce(4), np.float32)[..., None] / 255  # (S, S, 1)
-    ground, figure = _colours(rng)
+    ground, figure = rng.permuted(_TONES[rng.integers(0, 4, 2), [0, 1]], axis=0)
     across = rng.normal(size=(2, 1))
     slope = (np.mgrid[:size, :size].transpose(1, 2, 0) / size - 0.5) @ (across / np.linalg.norm(across))  # (S, S, 1)
-    tint = rng.uniform(-60, 60, 3)
-    pixels = ground + slope * tint + cover * (figure - ground) + rng.normal(0, 8, (size, size, 3))
+    pixels = ground + slope * 60 + cover * (figure - ground) + rng.normal(0, 8, (size, size, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 
 
@@ -354,15 +364,6 @@ def _places(rng: np.random.Generator, radius: np.ndarray) -> np.ndarray:
     draws = rng.uniform(radius[:, None] * 0.8, 1 - radius[:, None] * 0.8, (24, len(radius), 2))
     distance = np.linalg.norm(draws[:, :, None] - draws[:, None], axis=-1) + 9 * np.eye(len(radius))
     return draws[(distance - radius[:, None] - radius).min((1, 2)).argmax()]
-
-
-def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours whose brightness differs by at least 80 of 255."""
-    weights = np.array([0.299, 0.587, 0.114])
-    draws = rng.uniform(0, 255, (16, 2, 3))
-    far = np.abs((draws[:, 0] - draws[:, 1]) @ weights) >= 80
-    first, second = draws[int(far.argmax())] if far.any() else np.array([[0.0] * 3, [255.0] * 3])
-    return first, second
 
 
 _CIFAR10 = "the folder cifar-10-batches-py (data_batch_1, ...)"

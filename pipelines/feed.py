@@ -246,21 +246,19 @@ class StreamFeed:
                 yield {name: torch.from_numpy(column[:n]) for name, column in columns.items()}
 
     def _blocks(self, pieces: list[Piece], epoch: int) -> Iterator[dict[str, np.ndarray]]:
+        from ray.data import ExecutionOptions, ExecutionResources
+
         stage = DecodeAndAugment(self.source, self.size, self.views if self.views_on_data else {}, self.seed, epoch)
-        yield from _mapped(pieces, stage, cpus=self.cpus, task_cpus=self.task_cpus, in_order=True)
+        dataset = piecewise(pieces, stage, task_cpus=self.task_cpus)
+        dataset.context.execution_options = ExecutionOptions(
+            preserve_order=True, resource_limits=ExecutionResources(cpu=self.cpus)
+        )
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
 
 
-def _mapped(
-    pieces: list[Piece],
-    stage: "Callable[[list[Piece]], dict[str, np.ndarray]]",
-    *,
-    cpus: float | None,
-    task_cpus: float,
-    in_order: bool,
-) -> Iterator[dict[str, np.ndarray]]:
-    """`stage` over lists of pieces, each in a Ray Data task -> blocks of columns."""
+def piecewise(pieces: list[Piece], stage: Callable[[list[Piece]], dict[str, np.ndarray]], *, task_cpus: float) -> Any:
+    """A Ray Dataset of `stage` over lists of pieces, a Ray Data task for each list."""
     import ray
-    from ray.data import ExecutionOptions, ExecutionResources
 
     context = ray.data.DataContext.get_current()
     context.use_datasource_v2 = False  # V2 reads a small dataset in one task
@@ -272,11 +270,7 @@ def _mapped(
     def run(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return stage(ray.get(listed)[int(batch["task"][0])])
 
-    dataset = numbers.map_batches(run, batch_size=1, num_cpus=task_cpus)
-    limits = ExecutionResources() if cpus is None else ExecutionResources(cpu=cpus)
-    dataset.context.execution_options = ExecutionOptions(preserve_order=in_order, resource_limits=limits)
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
-        yield {name: np.asarray(column) for name, column in block.items()}
+    return numbers.map_batches(run, batch_size=1, num_cpus=task_cpus)  # type: ignore[arg-type]
 
 
 def load_all(source: Source, pieces: list[Piece], size: int) -> Loaded:
@@ -331,6 +325,11 @@ class Decode:
             columns["image"] = np.pad(loaded.image, ((0, len(loaded.bad)), (0, 0), (0, 0), (0, 0)))
         return columns
 
+    @staticmethod
+    def broken(block: Mapping[str, np.ndarray]) -> list[Bad]:
+        rows = np.flatnonzero(block["bad"] != "")
+        return [Bad(int(block["index"][row]), *block["bad"][row].split("\t", 1)) for row in rows]
+
 
 class Survey(NamedTuple):
     """What one pass over the data found."""
@@ -357,12 +356,10 @@ def survey(source: Source, wanted: np.ndarray, data: Data, *, keep: bool, what: 
     index, label, bad, blocks = [], [], [], []
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"reading {what}", total=len(wanted))
-        for block in _mapped(pieces, Decode(source, data.size, keep), cpus=None, task_cpus=1, in_order=False):
+        dataset = piecewise(pieces, Decode(source, data.size, keep), task_cpus=1)
+        for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
             good = block["bad"] == ""
-            bad += [
-                Bad(int(i), *text.split("\t", 1))
-                for i, text in zip(block["index"][~good], block["bad"][~good], strict=True)
-            ]
+            bad += Decode.broken(block)
             check_bad(bad, len(wanted), data.max_bad)
             kept = {name: column[good] for name, column in block.items() if name != "bad"}
             index.append(kept["index"])

@@ -52,6 +52,8 @@ class Training:
     precision: Literal["float32", "bf16"] = "float32"
     step: int = 0
     optimizers: dict[str, Optimizer] = field(init=False)
+    rates: dict[str, float] = field(init=False, default_factory=dict)
+    """Learning rates of the last step."""
 
     def __post_init__(self) -> None:
         if set(self.specs) != set(self.method.turns):
@@ -83,7 +85,7 @@ class Training:
         log: dict[str, Tensor] = {}
         for turn in self.method.turns_at(clock):
             optimizer = self.optimizers[turn]
-            optim.set_learning_rate(optimizer, self.specs[turn], self.batch_size, clock)
+            self.rates[turn] = optim.set_learning_rate(optimizer, self.specs[turn], self.batch_size, clock)
             if len(self.optimizers) > 1:
                 for other, parameters in self._moving.items():
                     for p in parameters:
@@ -232,9 +234,9 @@ def train(
             save = end or (checkpoint_steps and training.step % checkpoint_steps == 0)
             if save or training.step % log_steps == 0:
                 values, meter = meter.read(training.batch_size), Meter()
-                rates = {turn: o.param_groups[0]["lr"] for turn, o in training.optimizers.items()}
-                names = {turn: "lr" if len(rates) == 1 else f"lr.{turn}" for turn in rates}
-                on_log(clock, values | {names[turn]: rate for turn, rate in rates.items()} | memory())
+                several = len(training.optimizers) > 1
+                rates = {f"lr.{turn}" if several else "lr": rate for turn, rate in training.rates.items()}
+                on_log(clock, values | rates | memory())
             if save:
                 if end:
                     on_epoch(training.clock(), batch)

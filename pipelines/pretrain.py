@@ -167,7 +167,7 @@ def fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     task = Task(recipe, run, place, folder, facts, source, found.usable, found.blocks, probe, board)
     with tempfile.TemporaryDirectory() as scratch:
         storage = RunConfig(

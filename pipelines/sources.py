@@ -4,8 +4,9 @@
 Everything here is a function of its arguments: no Ray, no state but caches of listings and filesystems.
 
 Images become uint8 RGB, (3, S, S): the central square, resized with antialiasing. That is the shorter side resized to
-S and a centre crop, in the order that bounds memory. Alpha is dropped, not blended; grey is repeated; CMYK and palettes
-are converted; of 16 bits the upper 8 are kept; of an animation the first frame; EXIF orientation is applied.
+S and a centre crop, in the order that bounds memory (the filter does not reach beyond the square). Alpha is dropped,
+not blended; grey is repeated; CMYK and palettes are converted; of 16 bits the upper 8 are kept; of an animation the
+first frame; EXIF orientation is applied.
 
 Legend: N rows of a dataset, n rows read together, S decoded size.
 """

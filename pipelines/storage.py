@@ -127,7 +127,7 @@ class Checkpoints:
 
     def newest(self, device: torch.device | str = "cpu") -> tuple[dict[str, Any] | None, list[str]]:
         """The newest good checkpoint, or None; and a line for each newer one that is broken."""
-        broken = []
+        broken: list[str] = []
         for step in reversed(self.steps()):
             try:
                 return self.load(step, device), broken

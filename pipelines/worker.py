@@ -145,7 +145,7 @@ def rank_loop(task: Task) -> None:
     method = recipe.build(task.facts)
     if recipe.start_from:
         start_from(recipe, method)
-    method = method.to(device, memory_format=torch.channels_last)
+    method = method.to(device).to(memory_format=torch.channels_last)
     method = set_batch_norm(method, recipe.batch_norm)
     if run.compile:
         for network in method.children():
@@ -219,7 +219,7 @@ def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
     images, index = columns["image"], columns["index"]
     label = columns["label"] if task.source.labelled else None
     if device.type == "cuda" and images.numel() < 0.25 * torch.cuda.mem_get_info(device)[0]:
-        images, index, label = (x if x is None else x.to(device) for x in (images, index, label))
+        images, index, label = images.to(device), index.to(device), None if label is None else label.to(device)
     return ResidentFeed(images, index, label, recipe.views, seed=recipe.seed, share=share, device=device)
 
 

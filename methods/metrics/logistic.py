@@ -9,8 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-REGULARIZATIONS = tuple(10.0**power for power in range(4, -5, -1))
-"""Nine L2 strengths, 1e4 to 1e-4. SimCLR searches 45, log-spaced from 1e-6 to 1e5: `numpy.logspace(5, -6, 45)`."""
+REGULARIZATIONS = tuple(10.0**power for power in range(2, -7, -1))
+"""Nine L2 strengths, 100 to 1e-6. SimCLR searches 45, log-spaced from 1e-6 to 1e5: `numpy.logspace(5, -6, 45)`."""
 
 
 def logistic(
@@ -27,10 +27,12 @@ def logistic(
     """Multinomial logistic regression by L-BFGS; the L2 strength is chosen on a validation split, then all is used.
 
     Minimizes the sum of the samples' cross entropies + regularization / 2 * |W|^2 (scikit-learn's C is its inverse);
-    the bias is free. Features as they are, not standardized, without augmentation, as the papers name neither. The
-    strengths are tried from the strongest on, each started from the one before (Kornblith et al., 2019, section A);
-    of equal validation accuracies the strongest wins. Neither ReSSL nor SimCLR gives the split's share or the number
-    of iterations: both are arguments. ReSSL also selects a "learning rate", which L-BFGS does not have.
+    the bias is free. Features are not standardized: the papers name no such step. All are divided by one number, the
+    root mean squared norm of the training features, so that a strength means the same for any network and for raw
+    pixels: it is the search over strengths, shifted. No augmentation, as in the papers. The strengths are tried
+    from the strongest on, each started from the one before; of equal validation accuracies the strongest wins. Neither
+    ReSSL nor SimCLR gives the split's share or the number of iterations: both are arguments. ReSSL also selects a
+    learning rate, which L-BFGS does not have.
 
     Args:
         train: (N, D).
@@ -47,6 +49,8 @@ def logistic(
         "converged", 1 or 0: whether the final fit ended before `max_iterations`.
     """
     x, y, x_test, y_test = (v.detach().cpu().numpy() for v in (train.float(), train_labels, test.float(), test_labels))
+    scale = float(np.sqrt(np.square(x).sum(1).mean())) or 1.0
+    x, x_test = x / np.float32(scale), x_test / np.float32(scale)
     fit_rows, held_rows = train_test_split(np.arange(len(y)), test_size=validation, stratify=y, random_state=seed)
     model = LogisticRegression(max_iter=max_iterations, warm_start=True)
     found: dict[float, float] = {}

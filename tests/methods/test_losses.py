@@ -147,9 +147,8 @@ def test_cosine_losses_twin() -> None:
 @pytest.mark.parametrize("coefficient", [0.0, 0.3, 1.0])
 def test_proposition_1(coefficient: float) -> None:
     online, target, queue = unit(6, 6, 9)
-    temperatures = {"temperature": 0.1, "target_temperature": 0.05}
-    contrast, relation, ceil = sce_terms(online, target, queue, **temperatures)
-    whole = sce_loss(online, target, queue, coefficient=coefficient, **temperatures)
+    contrast, relation, ceil = sce_terms(online, target, queue, temperature=0.1, target_temperature=0.05)
+    whole = sce_loss(online, target, queue, temperature=0.1, target_temperature=0.05, coefficient=coefficient)
     torch.testing.assert_close(coefficient * contrast + (1 - coefficient) * (relation + ceil), whole)
     torch.testing.assert_close(contrast, info_nce(online, target, queue, temperature=0.1))
     other = relation_loss(online, target, queue, student_temperature=0.1, teacher_temperature=0.05)

@@ -1,0 +1,132 @@
+"""Features of a whole dataset: Ray Data decodes on CPUs, `Embed` maps batches on CPUs or GPUs."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from methods.backbones import Backbone
+from pipelines.errors import UserError
+from pipelines.feed import Decode, Share, epoch_plan, piecewise
+from pipelines.sources import Bad, Data, Source, check_bad, selected
+
+PIXEL_BYTES = 2 * 2**30  # raw pixels beyond this are taken of images scaled down to 32 px
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows in the order of their index, on the CPU."""
+
+    index: Tensor
+    """int64 (N,)."""
+    label: Tensor
+    """int64 (N,), -1 where there is none."""
+    of: dict[str, Tensor]
+    """A network's name -> float32 (N, D); `raw_pixels` is the channel-normalized image, flattened."""
+
+
+class Embed:
+    """A Ray Data stage for `map_batches`: decoded images in, the features of each network out.
+
+    Args:
+        networks: a reference to backbones by name.
+        crop: pixels of the central square that a network sees.
+        pixels: pixels of the square whose values are `raw_pixels`; 0 for none.
+    """
+
+    def __init__(self, networks: Any, crop: int, pixels: int, device: str, threads: int) -> None:
+        import ray
+
+        self.networks: Mapping[str, Backbone] = ray.get(networks)
+        self.crop, self.pixels, self.device = crop, pixels, device
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        for network in self.networks.values():
+            network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images = central(torch.from_numpy(np.array(batch.pop("image"))), self.crop).to(self.device)
+        with torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else nullcontext():
+            for name, network in self.networks.items():
+                batch[name] = torch.cat([network(part) for part in images.split(256)]).float().cpu().numpy()
+        if self.pixels:
+            network = next(iter(self.networks.values()))
+            batch["raw_pixels"] = raw_pixels(images, network.mean, network.std, self.pixels).cpu().numpy()
+        return batch
+
+
+def central(images: Tensor, size: int) -> Tensor:
+    """(B, C, S, S) -> the central (B, C, size, size)."""
+    start = (images.shape[-1] - size) // 2
+    return images[..., start : start + size, start : start + size]
+
+
+def raw_pixels(images: Tensor, mean: Tensor, std: Tensor, size: int) -> Tensor:
+    """uint8 (B, C, H, W) -> float32 (B, C * size * size), channel-normalized."""
+    pixels = (images.float() - mean) / std
+    if size != pixels.shape[-1]:
+        pixels = F.interpolate(pixels, size=(size, size), mode="area")
+    return pixels.flatten(1)
+
+
+def extract(
+    source: Source,
+    data: Data,
+    networks: Mapping[str, Backbone],
+    *,
+    limit: int | None,
+    crop: int,
+    what: str,
+    resources: Mapping[str, float],
+    device: str,
+    raw: bool = True,
+) -> Features:
+    """Features of each network, and raw pixels, in one pass over (`limit` evenly spaced rows of) a source.
+
+    Raises:
+        UserError: more broken rows than `data.max_bad` allows, or no row left.
+    """
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    wanted = selected(source, limit)
+    pieces = epoch_plan(source, wanted, Share(1), seed=0, epoch=0)
+    cpus = max(int(resources.get("CPU", 1)), 1)
+    actors = int(resources["GPU"]) if device == "cuda" else max(cpus // 4, 1)
+    fits = len(wanted) * len(data.mean) * crop**2 * 4 <= PIXEL_BYTES
+    pixels = (crop if fits else min(crop, 32)) if raw else 0
+    decoded = piecewise(pieces, Decode(source, data.size, keep=True), task_cpus=min(1.0, cpus / 2))
+    embedded = decoded.map_batches(
+        Embed,
+        batch_size=None,
+        fn_constructor_args=(ray.put(dict(networks)), crop, pixels, device, max(cpus // actors, 1)),
+        compute=ActorPoolStrategy(size=actors),
+        num_cpus=min(1.0, cpus / 2 / actors),
+        num_gpus=1 if device == "cuda" else None,
+    )
+    names = [*networks, *(["raw_pixels"] if pixels else [])]
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("index", "label", *names)}
+    bad: list[Bad] = []
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"features of {what}", total=len(wanted))
+        for block in embedded.iter_batches(batch_size=None, batch_format="numpy"):
+            good = block["bad"] == ""
+            bad += Decode.broken(block)
+            check_bad(bad, len(wanted), data.max_bad)
+            for name, kept in parts.items():
+                kept.append(np.array(block[name])[good])
+            progress.advance(bar, len(good))
+    columns = {name: np.concatenate(kept) for name, kept in parts.items()}
+    if not len(columns["index"]):
+        raise UserError(f"{what} has no usable image")
+    order = columns["index"].argsort()
+    tensors = {name: torch.from_numpy(column[order]) for name, column in columns.items()}
+    return Features(tensors["index"], tensors["label"], {name: tensors[name] for name in names})
