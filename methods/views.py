@@ -47,7 +47,8 @@ PARAMETERS = (
     "sigma",  # of the blur, pixels of the view; 0 without blur
     "solarize",  # 1 inverted above the threshold, else 0
 )
-"""A view's parameters in the order of their columns; float32, what was really done."""
+"""A view's parameters in the order of their columns; float32, what was really done. `apply` reads the factors and
+sigma, not the flags `jitter` and `blur`, which are there for those who predict them."""
 
 TRIES = 10  # crops that RandomResizedCrop tries before it falls back to a central one
 CHUNK = 2**20  # values (source and view, all channels) worked on at once on a CPU, near the size of its cache
@@ -111,7 +112,8 @@ class View:
         for field in ("crop_ratio", "blur_sigma"):
             low, high = getattr(self, field)
             check(field, 0 < low <= high < math.inf, "least and greatest, above 0")
-        check("blur_kernel", self.blur_kernel is None or self.blur_kernel % 2 == 1, "an odd number of pixels, or None")
+        odd = self.blur_kernel is None or (self.blur_kernel > 0 and self.blur_kernel % 2 == 1)
+        check("blur_kernel", odd, "an odd number of pixels, or None")
 
     @property
     def width(self) -> int:
@@ -192,7 +194,8 @@ class View:
         """Augments images by parameters, each by its own.
 
         The crop is moved to whole pixels, at least one each way. An operation whose probability is 0 in this
-        view is skipped, whatever its parameters.
+        view is skipped, whatever its parameters. The result does not depend on the batch that a sample is in; on a
+        GPU that may use TF32 some pixels differ by a level.
 
         Args:
             images: uint8 (B, C, H, W), any H and W.
@@ -232,13 +235,13 @@ class View:
         x = down[:, None] @ x  # (B, C, S, W)
         x = x.view(batch, channels * self.size, width) @ across.mT  # (B, C * S, S)
         if self.jitter or self.grayscale:
-            x = x.view(batch, channels, -1)
+            x = x.view(batch, channels, self.size**2)
             colour, offset = _colours(p, x.mean(2, keepdim=True))
             x = torch.baddbmm(offset, colour, x).clamp_(0, 255)
         x = x.add_(0.5).short().byte()  # straight to bytes takes twice as long
         out = x.view(batch, channels, self.size, self.size)
         if self.solarize:
-            bright = (out >= 255 * self.solarize_threshold) & (p["solarize"] > 0)[:, None, None, None]
+            bright = (out >= math.ceil(255 * self.solarize_threshold)) & (p["solarize"] > 0)[:, None, None, None]
             out = out ^ (bright.byte() * 255)
         return out
 
@@ -292,7 +295,7 @@ def _blurring(sigma: Tensor, size: int, radius: int) -> Tensor:
     kernel = (-0.5 * (distance / sigma.clamp(min=1e-6)[:, None]).square()).exp()  # (B, radius + 1), one side
     kernel = kernel.where(kernel > 1e-9, 0.0)  # products with denormal numbers are slow
     kernel = kernel / (2 * kernel.sum(1, keepdim=True) - 1)
-    return (kernel @ _reflections(size, radius, sigma.device)).view(-1, size, size)
+    return (kernel @ _reflections(size, radius, sigma.device)).unflatten(1, (size, size))
 
 
 @cache
@@ -322,7 +325,7 @@ def _colours(p: dict[str, Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
     angle = 2 * math.pi * p["hue"]
     kept = gain * p["saturation"]
     terms = torch.stack([gain - kept, kept, kept * angle.cos(), kept * angle.sin()], 1)  # (B, 4)
-    colour = (terms @ basis.flatten(1)).view(-1, 3, 3)
+    colour = (terms @ basis.flatten(1)).unflatten(1, (3, 3))
     colour = torch.where(p["grayscale"][:, None, None] > 0, basis[0] @ colour, colour)
     return colour, lift * (basis[0] @ mean)
 
@@ -331,7 +334,7 @@ def _colours(p: dict[str, Tensor], mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weak(name: str, size: int = 32) -> View:
-    """Crop and flip: SCE Table 2 and ReSSL's teacher (area .2 to 1, SCE's CIFAR code and ReSSL 4.3)."""
+    """Crop and flip: SCE Table 2 and ReSSL's teacher (area .2 to 1, SCE's CIFAR code and ReSSL 4.4)."""
     return View(name, size)
 
 
@@ -384,9 +387,9 @@ def ressl_imagenet(name: str, size: int = 224) -> View:
 
 
 def sce_local(size: int = 224) -> dict[str, View]:
-    """SCE's local crops beside two global views (section 4.4): 192, 160, 128, 96 pixels at 224, `strong_gamma`.
+    """SCE's local crops beside two global views (section 4, multi-crop setting): `strong_gamma`.
 
-    Sizes are in proportion to `size`, that of the global views.
+    192, 160, 128, 96 pixels at 224, in proportion to `size`, that of the global views.
     """
     scales = ((0.172, 0.86), (0.143, 0.715), (0.114, 0.571), (0.086, 0.429))
     return {

@@ -127,8 +127,10 @@ def run_knn(ready: Ready, of: str) -> Result:
 def run_linear(ready: Ready, of: str) -> Result:
     """Linear classifier by SGD on frozen features."""
     ready.labelled()
-    options = ready.options
-    return linear(*ready.split(of), options.linear, seed=options.seed, classes=ready.classes), None
+    config = ready.options.linear
+    if of == "raw_pixels" and not config.search:  # the rate was chosen for features: pixels get the best of three
+        config = dataclasses.replace(config, search=(1.0, 0.1, 0.01))
+    return linear(*ready.split(of), config, seed=ready.options.seed, classes=ready.classes), None
 
 
 def run_logistic(ready: Ready, of: str) -> Result:
@@ -292,7 +294,7 @@ def evaluate(target: str, protocols: list[str], options: Options) -> dict[str, A
     it = subject(target, options)
     train, test = open_source(options.data.train, options.data), open_source(options.data.test, options.data)
     check_classes(train, test)
-    with cluster(Run(address=options.address)) as resources:
+    with cluster(options.address) as resources:
         device = "cuda" if options.device != "cpu" and resources.get("GPU", 0) >= 1 else "cpu"
         networks = {"trained": it.backbone, **({"random_init": it.random} if it.random else {})}
         train_features, test_features = (

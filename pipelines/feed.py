@@ -260,9 +260,7 @@ def piecewise(pieces: list[Piece], stage: Callable[[list[Piece]], dict[str, np.n
     """A Ray Dataset of `stage` over lists of pieces, a Ray Data task for each list."""
     import ray
 
-    context = ray.data.DataContext.get_current()
-    context.use_datasource_v2 = False  # V2 reads a small dataset in one task
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
     work = tasks(pieces, most=256)
     numbers = ray.data.from_items([{"task": i} for i in range(len(work))], override_num_blocks=len(work))
     listed = ray.put(work)

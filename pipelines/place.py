@@ -12,25 +12,29 @@ from pipelines.errors import UserError
 from pipelines.recipe import Recipe, Run
 
 
-@contextmanager
-def cluster(run: Run) -> Iterator[dict[str, float]]:
-    """A connection to the Ray cluster; one that is started here ends here. Yields its resources."""
+def quiet() -> None:
+    """Ray's settings, before it starts: prompt polling, no telemetry, no reports of what is well."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")
+    os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")  # V2 reads a small dataset in one task
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it calls actors with large arguments an error (ray#53727)
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[dict[str, float]]:
+    """A connection to the Ray cluster; one that is started here ends here. Yields its resources."""
+    quiet()
     import ray
 
     mine = not ray.is_initialized()
     if mine:
         try:
-            ray.init(address=run.address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=None)
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except ConnectionError as error:
-            raise UserError(f"no Ray cluster at {run.address} ({error}): start one, or drop --run.address") from None
+            raise UserError(f"no Ray cluster at {address} ({error}): start one, or drop --run.address") from None
     for noisy in ("ray.data", "ray.train"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         yield ray.cluster_resources()
     finally:

@@ -44,7 +44,7 @@ def pretrain(recipe: Recipe, run: Run, name: str) -> Folder:
     source = open_source(recipe.data.train, recipe.data)
     claim(folder, recipe, run)
     wanted = selected(source, recipe.data.limit)
-    with cluster(run) as resources:
+    with cluster(run.address) as resources:
         place = placed(recipe, run, len(wanted), resources)
         found = survey(source, wanted, recipe.data, keep=place.feed == "resident", what=recipe.data.train)
         if len(found.usable) < recipe.batch_size:

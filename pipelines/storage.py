@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,7 @@ class Checkpoints:
         """Read with `weights_only=True`: no code in it is ever run.
 
         Raises:
-            UserError: the file is broken.
+            UserError: the file is broken, or holds what could run code.
         """
         manifest = json.loads(self.folder.read(f"step-{step:08d}.json"))
         content = self.folder.read(f"step-{step:08d}.pt")
@@ -123,7 +124,10 @@ class Checkpoints:
                 f"checkpoint step-{step:08d}.pt is broken: {len(content)} bytes of {manifest['bytes']}, "
                 "or other ones than were written"
             )
-        return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        try:
+            return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            raise UserError(f"checkpoint step-{step:08d}.pt holds other things than tensors and numbers") from error
 
     def newest(self, device: torch.device | str = "cpu") -> tuple[dict[str, Any] | None, list[str]]:
         """The newest good checkpoint, or None; and a line for each newer one that is broken."""

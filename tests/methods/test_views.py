@@ -23,18 +23,20 @@ PLAIN = View("a", crop=0.0, flip=0.0)
 
 
 def photos(count: int, height: int, width: int, channels: int = 3) -> Tensor:
-    """Smooth noise of several scales with fine noise on it, over the whole range of colours."""
+    """Smooth noise of several scales, mostly gray as photos are, with fine noise on it."""
     random = torch.Generator().manual_seed(0)
     image = torch.zeros(count, channels, height, width)
-    for cells, strength in ((2, 110.0), (5, 60.0), (9, 30.0)):
-        noise = torch.randn(count, channels, cells, cells, generator=random)
-        image += strength * torch.nn.functional.interpolate(noise, (height, width), mode="bicubic")
+    for cells, strength in ((2, 50.0), (5, 30.0), (9, 20.0)):
+        gray = torch.randn(count, 1, cells, cells, generator=random)
+        colour = torch.randn(count, channels, cells, cells, generator=random)
+        noise = strength * (gray + 0.4 * colour)
+        image += torch.nn.functional.interpolate(noise, (height, width), mode="bicubic")
     image += 3 * torch.randn(image.shape, generator=random)
-    return (image + 127.5).clamp(0, 255).round().byte()
+    return (image + 120).clamp(0, 255).round().byte()
 
 
-def columns(view: View, count: int = N, **where: float) -> dict[str, Tensor]:
-    drawn = view.draw(3, 1, torch.arange(count), **where)
+def columns(view: View, count: int = N, aspect: float = 1.0) -> dict[str, Tensor]:
+    drawn = view.draw(3, 1, torch.arange(count), aspect)
     assert drawn.shape == (count, view.width) and drawn.dtype == torch.float32
     return dict(zip(PARAMETERS, drawn.double().unbind(1), strict=True))
 
@@ -45,9 +47,9 @@ def parameters(count: int, **values: float | list[float]) -> Tensor:
     return torch.stack([rows[name].expand(count) for name in PARAMETERS], 1)
 
 
-def box_parameters(top: int, left: int, height: int, width: int, image: Tensor) -> dict[str, float]:
+def box_parameters(box: tuple[int, int, int, int], image: Tensor) -> dict[str, float | list[float]]:
     """The parameters of torchvision's box in pixels."""
-    h, w = image.shape[-2:]
+    (top, left, height, width), (h, w) = box, image.shape[-2:]
     return {
         "centre_x": (left + width / 2) / w,
         "centre_y": (top + height / 2) / h,
@@ -62,13 +64,13 @@ def box_parameters(top: int, left: int, height: int, width: int, image: Tensor) 
 @pytest.mark.parametrize(
     ("size", "scale", "ratio"),
     [
-        ((3000, 3000), (0.2, 1.0), (3 / 4, 4 / 3)),
-        ((3000, 3000), (0.08, 1.0), (3 / 4, 4 / 3)),
-        ((2000, 5000), (0.3, 1.0), (3 / 4, 4 / 3)),  # many crops don't fit
-        ((5000, 2000), (0.5, 0.9), (0.5, 2.0)),
-        ((3000, 3000), (0.9, 1.0), (1.1, 1.3)),  # the fallback is common
-        ((1000, 4000), (0.9, 1.0), (3 / 4, 4 / 3)),  # the fallback always
-        ((4000, 1000), (0.9, 1.0), (3 / 4, 4 / 3)),
+        ((30000, 30000), (0.2, 1.0), (3 / 4, 4 / 3)),
+        ((30000, 30000), (0.08, 1.0), (3 / 4, 4 / 3)),
+        ((20000, 50000), (0.3, 1.0), (3 / 4, 4 / 3)),  # many crops don't fit
+        ((50000, 20000), (0.5, 0.9), (0.5, 2.0)),
+        ((30000, 30000), (0.8, 1.0), (1.1, 1.4)),  # the fallback is common
+        ((10000, 40000), (0.9, 1.0), (3 / 4, 4 / 3)),  # the fallback always
+        ((40000, 10000), (0.9, 1.0), (3 / 4, 4 / 3)),
     ],
 )
 def test_crops_are_distributed_as_torchvisions(
@@ -84,7 +86,7 @@ def test_crops_are_distributed_as_torchvisions(
     top, left, h, w = boxes.unbind(1)
     ours = columns(View("a", crop_scale=scale, crop_ratio=ratio), aspect=width / height)
     w_ours, h_ours = (ours["scale"] * ours["ratio"]).sqrt() * width, (ours["scale"] / ours["ratio"]).sqrt() * height
-    assert (w_ours <= width + 1e-2).all() and (h_ours <= height + 1e-2).all()
+    assert (w_ours <= width * (1 + 1e-6)).all() and (h_ours <= height * (1 + 1e-6)).all()
     pairs = {
         "width": (w_ours, w),
         "height": (h_ours, h),
@@ -93,9 +95,10 @@ def test_crops_are_distributed_as_torchvisions(
         "area": (ours["scale"], h * w / (height * width)),
     }
     for name, (a, b) in pairs.items():
-        if b.std() < 1:  # the fallback's box alone
+        if b.std() < 1e-6:  # the fallback alone
             assert (a - b[0]).abs().max() <= 1, name
-        assert stats.ks_2samp(a.round(decimals=-1), b.round(decimals=-1)).pvalue > 1e-3 or b.std() < 1, name
+        else:
+            assert stats.ks_2samp(a.round(decimals=-1), b.round(decimals=-1)).pvalue > 1e-3, name
 
 
 def test_whole_pixels_are_distributed_as_torchvisions() -> None:
@@ -130,7 +133,7 @@ def test_colours_are_distributed_as_torchvisions() -> None:
 
 def test_rates_and_independence() -> None:
     rates = {"flip": 0.5, "jitter": 0.8, "grayscale": 0.2, "blur": 0.3, "solarize": 0.1}
-    ours = columns(View("a", **rates))
+    ours = columns(View("a", flip=0.5, jitter=0.8, grayscale=0.2, blur=0.3, solarize=0.1))
     for name, rate in rates.items():
         assert set(ours[name].tolist()) == {0.0, 1.0}
         assert stats.binomtest(int(ours[name].sum()), N, rate).pvalue > 1e-3, name
@@ -191,7 +194,7 @@ def test_crop_resize_and_flip_are_torchvisions_within_one_level(height: int, wid
         [tv.resized_crop(x, *box, [size, size], antialias=True) for x, box in zip(images, boxes, strict=True)]
     )
     expected[::2] = expected[::2].flip(-1)
-    rows = [parameters(1, flip=float(k % 2 == 0), **box_parameters(*box, images)) for k, box in enumerate(boxes)]
+    rows = [parameters(1, flip=float(k % 2 == 0), **box_parameters(box, images)) for k, box in enumerate(boxes)]
     out = View("a", size).apply(images, torch.cat(rows))
     assert (out.int() - expected.int()).abs().max() <= 1
 
@@ -208,11 +211,11 @@ def rodrigues(image: Tensor, turns: float) -> Tensor:
 COLOURS: dict[str, tuple[str, list[float], Callable[[Tensor, float], Tensor], float, float]] = {
     # field that turns it on, values, torchvision, bound of the mean and of the greatest difference in levels
     "brightness": ("jitter", [0.6, 1.0, 1.4], tv.adjust_brightness, 0.6, 1),
-    "contrast": ("jitter", [0.6, 1.0, 1.4], tv.adjust_contrast, 0.7, 2),
-    "saturation": ("jitter", [0.6, 1.0, 1.4], tv.adjust_saturation, 0.7, 2),
-    "hue": ("jitter", [-0.1, 0.0, 0.1], tv.adjust_hue, 6.0, 60),
+    "contrast": ("jitter", [0.6, 1.0, 1.4], tv.adjust_contrast, 0.7, 1),
+    "saturation": ("jitter", [0.6, 1.0, 1.4], tv.adjust_saturation, 0.7, 1),
+    "hue": ("jitter", [-0.1, 0.0, 0.1], tv.adjust_hue, 5.5, 40),
     "grayscale": ("grayscale", [0.0, 1.0], lambda x, on: tv.rgb_to_grayscale(x, 3) if on else x, 0.6, 1),
-    "sigma": ("blur", [0.1, 0.5, 1.0, 2.0], lambda x, sigma: tv.gaussian_blur(x, [13, 13], [sigma, sigma]), 0.3, 1),
+    "sigma": ("blur", [0.1, 0.5, 1.0, 2.0], lambda x, sigma: tv.gaussian_blur(x, [13, 13], [sigma, sigma]), 0.01, 1),
     "solarize": ("solarize", [0.0, 1.0], lambda x, on: tv.solarize(x, 128) if on else x, 0.0, 0),
 }
 
@@ -222,7 +225,7 @@ def test_each_operation_alone_is_torchvisions_within_a_bound(name: str) -> None:
     """torchvision truncates to whole levels (.5 on average), and shifts hue in HSV: the bounds allow for that."""
     field, values, reference, mean, greatest = COLOURS[name]
     images = photos(8, 32, 32)
-    view = replace(PLAIN, **{field: 1.0})
+    view = replace(PLAIN, **{field: 1.0})  # type: ignore[arg-type]
     for value in values:
         out = view.apply(images, parameters(8, **{name: value})).float()
         difference = (out - torch.stack([reference(x, value) for x in images]).float()).abs()
@@ -282,7 +285,7 @@ def test_a_strong_view_is_close_to_torchvisions_chain(height: int, size: int) ->
         x = tv.gaussian_blur(x, kernel, [q["sigma"], q["sigma"]]) if q["blur"] else x
         x = tv.solarize(x, 128) if q["solarize"] else x
         total += (ours.float() - x.float()).abs().mean().item()
-    assert total / len(images) < 6
+    assert total / len(images) < 3.5
 
 
 @pytest.mark.parametrize("size", [32, 50])
@@ -310,6 +313,7 @@ def test_a_sample_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) 
         alone = torch.cat([view.apply(x[None], p[None]) for x, p in zip(images, drawn, strict=True)])
         assert torch.equal(out, alone)
         assert torch.equal(view.apply(images.flip(0), drawn.flip(0)), out.flip(0))
+        assert torch.equal(view.apply(images.contiguous(memory_format=torch.channels_last), drawn), out)
         monkeypatch.setattr(views, "CHUNK", 2**14)
         assert torch.equal(view.apply(images, drawn), out)
         monkeypatch.undo()

@@ -1,0 +1,133 @@
+"""The loop without Ray, on the smallest of methods."""
+
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from methods.backbones import Backbone
+from methods.method import Batch, Clock, Method, Step
+from methods.optim import Optimizer
+from methods.views import View
+from pipelines.errors import UserError
+from pipelines.feed import ResidentFeed, Share
+from pipelines.loop import Meter, NotFinite, Training, train
+
+
+class Toy(Method):
+    """Two turns: `up` pulls its parameter to the data's mean, `down` follows `up`'s every second step."""
+
+    turns = ("up", "down")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Backbone(nn.Flatten(), 48, (0.5,) * 3, (0.5,) * 3)
+        self.up = nn.Parameter(torch.zeros(()))
+        self.down = nn.Parameter(torch.zeros(()))
+        self.register_buffer("moments", torch.zeros((), dtype=torch.int64))
+
+    def parameters_of(self, turn: str) -> list[nn.Parameter]:
+        return [self.up if turn == "up" else self.down]
+
+    def turns_at(self, clock: Clock) -> tuple[str, ...]:
+        return self.turns if clock.step % 2 else ("up",)
+
+    def forward(self, batch: Batch, clock: Clock, turn: str) -> Step:
+        target = batch["image"].float().mean() / 255 if turn == "up" else self.up.detach()
+        own, other = (self.up, self.down) if turn == "up" else (self.down, self.up)
+        assert own.requires_grad and not other.requires_grad
+        return Step((own - target) ** 2, {f"{turn}.value": own.detach().clone()})
+
+    def after_step(self, clock: Clock) -> None:
+        self.moments += 1
+
+
+def feed(batch_size: int = 8) -> ResidentFeed:
+    images = torch.randint(0, 256, (37, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    views = {"image": View("image", 4)}
+    return ResidentFeed(images, torch.arange(37), None, views, seed=0, share=Share(batch_size))
+
+
+def training(epochs: int = 3) -> Training:
+    torch.manual_seed(0)
+    method = Toy()
+    spec = Optimizer(lr=0.1, scaling="none", weight_decay=0.0)
+    return Training(method, method, {"up": spec, "down": spec}, 8, epochs, feed().steps, seed=0)
+
+
+def test_turns_move_their_own_parameters_and_all_is_logged() -> None:
+    it = training()
+    lines: list[dict[str, float]] = []
+    saved: list[bool] = []
+    train(it, feed(), log_steps=2, on_log=lambda clock, values: lines.append(values), checkpoint=saved.append)
+    assert it.step == 12 and int(it.method.moments) == 12 and saved == [True] * 3
+    assert {"loss.up", "loss.down", "up.value", "down.value", "lr.up", "lr.down", "images_per_second"} <= set(lines[0])
+    assert it.method.up.item() > 0 and it.method.down.item() != 0
+    assert len(lines) == 6 and all(0 <= line["waiting_for_data"] <= 1 for line in lines)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 7])
+def test_resume_at_any_step_is_exact(stop: int) -> None:
+    whole = training()
+    states = {}
+    train(
+        whole, feed(), checkpoint_steps=1, checkpoint=lambda end: states.update({whole.step: deepcopy(whole.state())})
+    )
+    again = training()
+    again.load_state(states[stop])
+    assert again.step == stop and not torch.equal(again.method.up, whole.method.up)
+    train(again, feed())
+    assert torch.equal(again.method.up, whole.method.up) and torch.equal(again.method.down, whole.method.down)
+
+
+def test_stop_epoch_stops_within_the_schedule() -> None:
+    it = training()
+    train(it, feed(), stop_epoch=2)
+    assert it.step == 8 and it.clock().total_steps == 12
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_step_and_term(bad: float) -> None:
+    it = training()
+    forward = it.method.forward
+
+    def broken(batch: Batch, clock: Clock, turn: str) -> Step:
+        loss, log = forward(batch, clock, turn)
+        return Step(loss, {**log, "relation": loss.new_tensor(bad if clock.step == 5 else 1.0)})
+
+    it.method.forward = broken  # type: ignore[method-assign]
+    saved: list[int] = []
+    with pytest.raises(NotFinite, match="relation is not finite at step 5"):
+        train(it, feed(), log_steps=100, checkpoint=lambda end: saved.append(it.step))
+    assert saved == [4]  # the epoch before; the broken one is never saved
+
+
+def test_other_checkpoints_are_refused_with_the_remedy() -> None:
+    state = training().state()
+    with pytest.raises(UserError, match=r"steps_per_epoch 9, this recipe 4: resume with the same recipe"):
+        training().load_state({**state, "steps_per_epoch": 9})
+    with pytest.raises(UserError, match="of another recipe"):
+        training().load_state({**state, "method": {"other": torch.zeros(1)}})
+    spec = Optimizer(lr=0.1)
+    with pytest.raises(UserError, match=r"optimizers are given for model; the method's turns are up, down"):
+        Training(Toy(), nn.Identity(), {"model": spec}, 8, 1, 4, seed=0)
+
+
+def test_meter_means_over_steps_of_turns_that_move_now_and_then() -> None:
+    meter = Meter()
+    meter.add({"a": torch.tensor(1.0)}, 0)
+    meter.add({"a": torch.tensor(3.0), "b": torch.tensor(5.0)}, 1)
+    meter.add({"a": torch.tensor(5.0)}, 2)
+    values = meter.read(8)
+    assert values["a"] == 3.0 and values["b"] == 5.0
+
+
+def test_before_epoch_gets_the_features_of_the_training_set() -> None:
+    it = training(epochs=1)
+    got: list[tuple[Tensor, Tensor]] = []
+    it.method.before_epoch = lambda clock, features: got.append(features())  # type: ignore[method-assign, assignment]
+    train(it, feed())
+    features, index = got[0]
+    assert features.shape == (32, 48) and sorted(index.tolist()) == sorted(set(index.tolist()))
