@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,35 +33,43 @@ class Features:
     """A network's name -> float32 (N, D); `raw_pixels` is the channel-normalized image, flattened."""
 
 
+@dataclass(frozen=True)
 class Embed:
     """A Ray Data stage for `map_batches`: decoded images in, the features of each network out.
 
-    Args:
-        networks: a reference to backbones by name.
-        crop: pixels of the central square that a network sees.
-        pixels: pixels of the square whose values are `raw_pixels`; 0 for none.
+    A task, not an actor: Ray keeps its processes, and each loads the networks once.
     """
 
-    def __init__(self, networks: Any, crop: int, pixels: int, device: str, threads: int) -> None:
-        import ray
-
-        self.networks: Mapping[str, Backbone] = ray.get(networks)
-        self.crop, self.pixels, self.device = crop, pixels, device
-        if device == "cpu":
-            torch.set_num_threads(threads)
-        for network in self.networks.values():
-            network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    networks: Any
+    """A reference to backbones by name."""
+    crop: int
+    """Pixels of the central square that a network sees."""
+    pixels: int
+    """Pixels of the square whose values are `raw_pixels`; 0 for none."""
+    device: str
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        networks = loaded(self.networks, self.device)
         images = central(torch.from_numpy(np.array(batch.pop("image"))), self.crop).to(self.device)
         with torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else nullcontext():
-            for name, network in self.networks.items():
-                batch[name] = torch.cat([network(part) for part in images.split(256)]).float().cpu().numpy()
+            for name, network in networks.items():
+                batch[name] = network(images).float().cpu().numpy()
         if self.pixels:
-            network = next(iter(self.networks.values()))
+            network = next(iter(networks.values()))
             batch["raw_pixels"] = raw_pixels(images, network.mean, network.std, self.pixels).cpu().numpy()
         return batch
+
+
+@lru_cache(maxsize=1)
+def loaded(networks: Any, device: str) -> Mapping[str, Backbone]:
+    """The networks behind a reference, frozen and in eval mode, once a process."""
+    import ray
+
+    return {
+        name: network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        for name, network in ray.get(networks).items()
+    }
 
 
 def central(images: Tensor, size: int) -> Tensor:
@@ -95,22 +104,16 @@ def extract(
         UserError: more broken rows than `data.max_bad` allows, or no row left.
     """
     import ray
-    from ray.data import ActorPoolStrategy
 
     wanted = selected(source, limit)
     pieces = epoch_plan(source, wanted, Share(1), seed=0, epoch=0)
     cpus = max(int(resources.get("CPU", 1)), 1)
-    actors = int(resources["GPU"]) if device == "cuda" else max(cpus // 4, 1)
     fits = len(wanted) * len(data.mean) * crop**2 * 4 <= PIXEL_BYTES
     pixels = (crop if fits else min(crop, 32)) if raw else 0
     decoded = piecewise(pieces, Decode(source, data.size, keep=True), task_cpus=min(1.0, cpus / 2))
+    embed = Embed(ray.put(dict(networks)), crop, pixels, device)
     embedded = decoded.map_batches(
-        Embed,
-        batch_size=None,
-        fn_constructor_args=(ray.put(dict(networks)), crop, pixels, device, max(cpus // actors, 1)),
-        compute=ActorPoolStrategy(size=actors),
-        num_cpus=min(1.0, cpus / 2 / actors),
-        num_gpus=1 if device == "cuda" else None,
+        embed, batch_size=None, num_cpus=min(1.0, cpus / 2), num_gpus=1 if device == "cuda" else None
     )
     names = [*networks, *(["raw_pixels"] if pixels else [])]
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("index", "label", *names)}

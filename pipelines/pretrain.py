@@ -7,21 +7,17 @@ takes the newest good one, so that a restart by Ray and `--run.resume` are the s
 import dataclasses
 import json
 import tempfile
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import pipelines.recipe as recipes
 from methods.method import Facts
 from methods.parts import set_batch_norm
+from pipelines.board import Board, console, shown
 from pipelines.errors import UserError
 from pipelines.feed import Survey, survey
 from pipelines.loop import Training
@@ -29,9 +25,7 @@ from pipelines.place import Place, cluster, placed
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import Source, open_source, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
-from pipelines.worker import Board, Task, start_from, work
-
-console = Console(stderr=True)
+from pipelines.worker import Task, start_from, work
 
 
 def pretrain(recipe: Recipe, run: Run, name: str) -> Folder:
@@ -205,49 +199,3 @@ def fit(
         failure = ray.get(board.failure.remote())
     if failure is not None:
         raise UserError(failure)
-
-
-@contextmanager
-def shown(board: Any, epochs: int, steps: int) -> Iterator[None]:
-    """A progress bar of what rank 0 says, while the body runs: epoch, step, loss, images/s, time left."""
-    import ray
-
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s"),
-        TimeRemainingColumn(),
-    )
-    done = threading.Event()
-    with Progress(*columns, console=console, transient=False) as progress:
-        bar = progress.add_task("", total=epochs * steps, epoch=0, epochs=epochs, loss="-", speed="-")
-
-        def follow() -> None:
-            last = False
-            while not last:
-                last = done.wait(0.5)
-                try:
-                    now, lines = ray.get(board.read.remote(), timeout=5)
-                except ray.exceptions.GetTimeoutError:
-                    continue
-                except ray.exceptions.RayError:  # the cluster is going away: the main thread says why
-                    return
-                for line in lines:
-                    progress.console.print(line)
-                if now:
-                    progress.update(
-                        bar,
-                        completed=now["step"],
-                        epoch=min(now["step"] // steps + 1, epochs),
-                        loss=f"{now['loss']:.4f}",
-                        speed=f"{now['speed']:,.0f}",
-                    )
-
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join(timeout=10)

@@ -26,38 +26,6 @@ from pipelines.storage import Checkpoints, Folder, open_folder
 WINDOW = 4096  # rows that the stream feed mixes with one another
 
 
-class Board:
-    """An actor between workers and driver: what rank 0 last said, and the first failure that needs the user."""
-
-    def __init__(self) -> None:
-        self._now: dict[str, Any] = {}
-        self._failure: str | None = None
-        self._crashes: set[str] = set()
-        self._lines: list[str] = []
-
-    def say(self, now: dict[str, Any]) -> None:
-        self._now = now
-
-    def note(self, line: str) -> None:
-        self._lines.append(line)
-
-    def read(self) -> tuple[dict[str, Any], list[str]]:
-        lines, self._lines = self._lines, []
-        return self._now, lines
-
-    def fail(self, text: str) -> None:
-        self._failure = self._failure or text
-
-    def failure(self) -> str | None:
-        return self._failure
-
-    def crash(self, text: str) -> None:
-        """An exception that is no one's fault yet. The same one twice would come again: it is a failure."""
-        if text in self._crashes:
-            self.fail(f"training failed twice alike: {text}")
-        self._crashes.add(text)
-
-
 @dataclass(frozen=True)
 class Task:
     """What a worker gets."""

@@ -1,0 +1,37 @@
+# Each target makes what it needs. PYTHON names the interpreter that the environment is made with (3.11 or later).
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := runs/demo-data
+
+.PHONY: demo test check clean
+
+demo: .venv/.installed
+	@test -f $(DEMO)/test-00000.parquet || $(BIN)/python -m pipelines data shapes --to $(DEMO)
+	$(BIN)/python -m pipelines pretrain demo --data.train $(DEMO)/train-00000.parquet \
+		--data.test $(DEMO)/test-00000.parquet --run.workers 2 --run.name demo --run.resume
+	$(BIN)/python -m pipelines evaluate runs/demo knn retrieval tsne
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+check: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: make PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	touch $@
+
+.venv/.installed: .venv/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,onnx,timm]'
+	touch $@ .venv/.installed
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info

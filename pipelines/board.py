@@ -1,0 +1,92 @@
+"""What the driver shows of the workers: an actor between them, and a progress bar.
+
+Imports little: the actor's process has nothing else to load.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True)
+
+
+class Board:
+    """An actor between workers and driver: what rank 0 last said, and the first failure that needs the user."""
+
+    def __init__(self) -> None:
+        self._now: dict[str, Any] = {}
+        self._failure: str | None = None
+        self._crashes: set[str] = set()
+        self._lines: list[str] = []
+
+    def say(self, now: dict[str, Any]) -> None:
+        self._now = now
+
+    def note(self, line: str) -> None:
+        self._lines.append(line)
+
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        lines, self._lines = self._lines, []
+        return self._now, lines
+
+    def fail(self, text: str) -> None:
+        self._failure = self._failure or text
+
+    def failure(self) -> str | None:
+        return self._failure
+
+    def crash(self, text: str) -> None:
+        """An exception that is no one's fault yet. The same one twice would come again: it is a failure."""
+        if text in self._crashes:
+            self.fail(f"training failed twice alike: {text}")
+        self._crashes.add(text)
+
+
+@contextmanager
+def shown(board: Any, epochs: int, steps: int) -> Iterator[None]:
+    """A progress bar of what rank 0 says, while the body runs: epoch, step, loss, images/s, time left."""
+    import ray
+
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s"),
+        TimeRemainingColumn(),
+    )
+    done = threading.Event()
+    with Progress(*columns, console=console, transient=False) as progress:
+        bar = progress.add_task("", total=epochs * steps, epoch=0, epochs=epochs, loss="-", speed="-")
+
+        def follow() -> None:
+            last = False
+            while not last:
+                last = done.wait(0.5)
+                try:
+                    now, lines = ray.get(board.read.remote(), timeout=5)
+                except ray.exceptions.GetTimeoutError:
+                    continue
+                except ray.exceptions.RayError:  # the cluster is going away: the main thread says why
+                    return
+                for line in lines:
+                    progress.console.print(line)
+                if now:
+                    progress.update(
+                        bar,
+                        completed=now["step"],
+                        epoch=min(now["step"] // steps + 1, epochs),
+                        loss=f"{now['loss']:.4f}",
+                        speed=f"{now['speed']:,.0f}",
+                    )
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=10)
