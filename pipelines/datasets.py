@@ -280,7 +280,12 @@ def _tinyimagenet(split: str, options: DatasetOptions) -> Split:
 
 # ---------------------------------------------------------------------------------------------- shapes
 
-Outline = tuple[np.ndarray, ...]  # polygons (V, 2) within the unit circle; the first is filled, the second cut out
+Outline = tuple[np.ndarray, ...]  # polygons (V, 2) about the origin; the first is filled, the second cut out
+
+
+def _area(outline: Outline) -> float:
+    first, *cut = (abs(p[:, 0] @ np.roll(p[:, 1], -1) - p[:, 1] @ np.roll(p[:, 0], -1)) / 2 for p in outline)
+    return float(first - sum(cut))
 
 
 def _polygon(corners: int, radius: float = 1.0, inner: float | None = None) -> np.ndarray:
@@ -294,23 +299,26 @@ def _polygon(corners: int, radius: float = 1.0, inner: float | None = None) -> n
 _CROSS = [(-1, 3), (1, 3), (1, 1), (3, 1), (3, -1), (1, -1), (1, -3), (-1, -3), (-1, -1), (-3, -1), (-3, 1), (-1, 1)]
 _ARROW = [(4, 0), (0, 4), (0, 1.5), (-4, 1.5), (-4, -1.5), (0, -1.5), (0, -4)]
 
-SHAPES: dict[str, Outline] = {
-    "arrow": (np.array(_ARROW) / 4.3,),
+_OUTLINES: dict[str, Outline] = {
+    "arrow": (np.array(_ARROW),),
     "bar": (np.array([(1, 0.28), (-1, 0.28), (-1, -0.28), (1, -0.28)]),),
     "crescent": (_polygon(32, 0.95), _polygon(32, 0.75) + np.array([0.42, 0])),
-    "cross": (np.array(_CROSS) / 3.2,),
-    "disk": (_polygon(32, 0.82),),
+    "cross": (np.array(_CROSS),),
+    "disk": (_polygon(32),),
     "frame": (_polygon(4), _polygon(4, 0.6)),
     "ring": (_polygon(32, 0.92), _polygon(32, 0.55)),
     "square": (_polygon(4),),
     "star": (_polygon(5, 1.0, 0.4),),
     "triangle": (_polygon(3),),
 }
-"""No class turns into another by rotation, mirroring or colour, so that the usual views keep it."""
+
+SHAPES = {name: tuple(p * (1.5 / _area(o)) ** 0.5 for p in o) for name, o in _OUTLINES.items()}
+"""The classes. None turns into another by rotation, mirroring or colour, so that the usual views keep it; all have the
+same area, which alone would tell them apart by their pixels."""
 
 
 def _shapes(split: str, options: DatasetOptions) -> Split:
-    """Ten shapes, several of one kind in an image, at random places, sizes, angles and colours over a gradient.
+    """Ten classes of shapes, three of one kind in an image (see `draw_shape`).
 
     The label i of row i goes round: i mod 10. Row i is a function of (seed, split, i).
     """
@@ -328,42 +336,35 @@ def _shapes(split: str, options: DatasetOptions) -> Split:
     return Split(split, rows, map(example, range(rows)), LABEL, names)
 
 
-_TONES = np.array(  # four dark and four light colours: so few that an image is not known by its colours
-    [
-        [(90, 20, 40), (240, 190, 120)],
-        [(20, 70, 40), (170, 220, 240)],
-        [(30, 40, 110), (250, 170, 190)],
-        [(60, 60, 60), (190, 230, 150)],
-    ],
-    float,
-)
+_DARK = np.array([0.85, 0.95, 1.3])  # tints of the dark and the light tone, the same in all images
+_LIGHT = np.array([1.03, 1.0, 0.88])
 
 
 def draw_shape(name: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (size, size, 3): the shapes differ from their ground in brightness, lighter or darker."""
+    """uint8 (size, size, 3): three shapes, light on dark or dark on light.
+
+    Places, angles, sizes, both tones and the noise are random; hues and the number of shapes are not. Two views of an
+    image would be matched by them rather than by the shape: with free colours kNN did not rise in pretraining.
+    """
     fine = 4 * size  # drawn large, then reduced: antialiased
     mask = Image.new("L", (fine, fine))
     pen = ImageDraw.Draw(mask)
-    count = int(rng.integers(2, 4))
-    scale = rng.uniform(0.19, 0.27, count) * fine
-    for (x, y), radius in zip(_places(rng, scale / fine), scale, strict=True):
-        turn = rng.uniform(0, 2 * np.pi)
+    turns = rng.uniform(0, 2 * np.pi, 3)
+    for place, radius, turn in zip(_places(rng, 3), rng.uniform(0.19, 0.25, 3), turns, strict=True):
         rotation = radius * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         for fill, polygon in zip((255, 0), SHAPES[name], strict=False):
-            pen.polygon([tuple(p) for p in (polygon @ rotation + (x * fine, y * fine)).tolist()], fill=fill)
+            pen.polygon([tuple(p) for p in ((polygon @ rotation + place) * fine).tolist()], fill=fill)
     cover = np.asarray(mask.reduce(4), np.float32)[..., None] / 255  # (S, S, 1)
-    ground, figure = rng.permuted(_TONES[rng.integers(0, 4, 2), [0, 1]], axis=0)
-    across = rng.normal(size=(2, 1))
-    slope = (np.mgrid[:size, :size].transpose(1, 2, 0) / size - 0.5) @ (across / np.linalg.norm(across))  # (S, S, 1)
-    pixels = ground + slope * 60 + cover * (figure - ground) + rng.normal(0, 8, (size, size, 3))
+    ground, figure = rng.permutation([rng.uniform(0, 90) * _DARK, rng.uniform(165, 255) * _LIGHT])
+    pixels = ground + cover * (figure - ground) + rng.normal(0, 8, (size, size, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 
 
-def _places(rng: np.random.Generator, radius: np.ndarray) -> np.ndarray:
-    """Centres in the unit square, of several draws those that keep the shapes furthest apart."""
-    draws = rng.uniform(radius[:, None] * 0.8, 1 - radius[:, None] * 0.8, (24, len(radius), 2))
-    distance = np.linalg.norm(draws[:, :, None] - draws[:, None], axis=-1) + 9 * np.eye(len(radius))
-    return draws[(distance - radius[:, None] - radius).min((1, 2)).argmax()]
+def _places(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Centres (count, 2) in the unit square: of 24 draws the one whose closest two lie furthest apart."""
+    draws = rng.uniform(0.18, 0.82, (24, count, 2))
+    apart = np.linalg.norm(draws[:, :, None] - draws[:, None], axis=-1) + 9 * np.eye(count)
+    return draws[apart.min((1, 2)).argmax()]
 
 
 _CIFAR10 = "the folder cifar-10-batches-py (data_batch_1, ...)"

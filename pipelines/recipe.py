@@ -130,14 +130,14 @@ class Run:
 
 
 def _replaced(value: Any, fields: dict[str, Any]) -> Any:
-    if isinstance(value, dict):
-        return {**value, **{k: _replaced(value[k], v) if isinstance(v, dict) else v for k, v in fields.items()}}
-    known = {f.name for f in dataclasses.fields(value)}
-    for name in fields:
-        if name not in known:
+    """`value`, a dataclass or a dict, with `fields` replaced; a dict goes into a section, which must be there."""
+    mapping = isinstance(value, dict)
+    known = value if mapping else {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    for name, new in fields.items():
+        if name not in known and not (mapping and not isinstance(new, dict)):
             raise UserError(f"no field {name} in {type(value).__name__}{nearest(name, known)}")
-    changes = {k: _replaced(getattr(value, k), v) if isinstance(v, dict) else v for k, v in fields.items()}
-    return dataclasses.replace(value, **changes)
+    changes = {k: _replaced(known[k], v) if isinstance(v, dict) else v for k, v in fields.items()}
+    return {**value, **changes} if mapping else dataclasses.replace(value, **changes)
 
 
 def nearest(name: str, known: Any) -> str:

@@ -1,4 +1,4 @@
-"""Sizes and colour statistics of the datasets, as the recipes share them. `train` and `test` come from the command line.
+"""Sizes and colour statistics of the datasets that recipes share; `train` and `test` come from the command line.
 
 Means and standard deviations of CIFAR are those of SCE's code, of STL-10 and Tiny ImageNet those that ReSSL's author
 gave in a public thread. ImageNet is decoded to the central 256 x 256 pixels, from which views of 224 are cropped: our

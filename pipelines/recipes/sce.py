@@ -43,8 +43,8 @@ def sce_cifar100() -> Recipe:
 
     Table 5, linear (rate 30, 100 epochs, x.1 at 60 and 80), the paper: 65.45; ours: not measured.
 
-    As `sce_cifar10`. The best tau_m is in the paper's supplement and in no released file: CIFAR-10's here, to be
-    searched in .03 to .10 (`--method.target-temperature`).
+    As `sce_cifar10`. The best tau_m is in the paper's supplement and in no released file: .05 is CIFAR-10's, to be
+    searched from `--method.target-temperature 0.03` to .10.
     """
     return sce_cifar10().with_(data=data.CIFAR100)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from conftest import write_images
+
 from methods.views import View
 from pipelines.errors import UserError
 from pipelines.feed import Piece, ResidentFeed, Share, StreamFeed, epoch_plan, gathered, survey, tasks
