@@ -84,6 +84,18 @@ def evaluate(arguments: list[str]) -> None:
     evaluation.evaluate(words[0], words[1:], options)
 
 
+def export(arguments: list[str]) -> None:
+    """Writes a run's backbone: python -m pipelines export RUN --to FILE (.safetensors, .pt or .onnx)"""
+    from pipelines import export as exporting
+
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: python -m pipelines export RUN --to FILE\n\nFILE ends in .safetensors, .pt or .onnx")
+        raise SystemExit(0 if "--help" in arguments else 2)
+    program = f"python -m pipelines export {arguments[0]}"
+    options = parsed(exporting.ExportOptions, tyro.MISSING, arguments[1:], program)
+    exporting.export(arguments[0], options.to)
+
+
 T = TypeVar("T")
 
 
@@ -107,7 +119,7 @@ def chosen(command: str, what: str, arguments: list[str], known: Iterable[str]) 
     return name, arguments[1:]
 
 
-COMMANDS = {"list": list_, "data": data, "pretrain": pretrain, "evaluate": evaluate}
+COMMANDS = {"list": list_, "data": data, "pretrain": pretrain, "evaluate": evaluate, "export": export}
 
 
 def main(arguments: list[str] | None = None) -> int:

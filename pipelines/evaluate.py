@@ -217,7 +217,8 @@ def images_at(source: Source, index: Tensor, ready: Ready) -> Tensor:
 class Subject:
     """What is evaluated: a run, or an exported backbone (which has no recipe)."""
 
-    backbone: Backbone
+    backbone: Any
+    """A Backbone, or what stands for one: images -> features, with `mean` and `std`."""
     random: Backbone | None
     folder: Folder
     prefix: str
@@ -252,7 +253,7 @@ def subject(target: str, options: Options) -> Subject:
         raise UserError(f"{target} has no good checkpoint: pretrain it first (--run.resume goes on with a run)")
     torch.manual_seed(recipe.seed)
     image = next(iter(recipe.facts(1, None).views.values()))[0]
-    trained, random = (
+    random, trained = (  # the first draw is the one that the run began with
         backbones.build(recipe.backbone, image=image, mean=recipe.data.mean, std=recipe.data.std)  # type: ignore[arg-type]
         for _ in range(2)
     )
@@ -265,7 +266,7 @@ def subject(target: str, options: Options) -> Subject:
 
 def exported(path: Path, options: Options) -> Subject:
     """The backbone in an exported file; its random twin where its name is given."""
-    from pipelines.export import read_torchscript
+    from pipelines.export import TorchScript, read_torchscript
 
     data = options.data
     torch.manual_seed(options.seed)
@@ -273,6 +274,7 @@ def exported(path: Path, options: Options) -> Subject:
         backbones.build(options.backbone, image=(3, data.size, data.size), mean=data.mean, std=data.std)
         for _ in range(2 if options.backbone else 0)
     ]
+    backbone: Backbone | TorchScript
     if path.suffix == ".pt":
         backbone = read_torchscript(path)
     elif named:
@@ -388,11 +390,12 @@ def linear_with_views(ready: Ready, it: Subject) -> dict[str, float]:
         raise UserError("an exported backbone has no run: give --linear.augment none")
     options = ready.options
     protocol = options.linear
-    recipe = it.recipe.with_(
+    recipe = dataclasses.replace(
+        it.recipe,
         method=supervised.Config(),
         data=options.data,
-        views=dict(image=View("image", ready.size, crop_scale=(0.08, 1.0))),
-        optimizers=dict(model=protocol.optimizer),
+        views={"image": View("image", ready.size, crop_scale=(0.08, 1.0))},
+        optimizers={"model": protocol.optimizer},
         epochs=protocol.epochs,
         batch_size=protocol.batch_size,
         seed=options.seed,

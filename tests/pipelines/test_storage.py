@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from pipelines.errors import UserError
 from pipelines.storage import Checkpoints, open_folder
 
-STATE = {"weights": torch.arange(1000.0), "step": 3, "nested": {"list": [1, 2.5, "x", None]}}
+STATE: dict[str, Any] = {"weights": torch.arange(1000.0), "step": 3, "nested": {"list": [1, 2.5, "x", None]}}
 
 
 def make(path: Path, keep: int = 3) -> Checkpoints:
