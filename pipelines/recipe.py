@@ -44,7 +44,7 @@ class Recipe:
     batch_norm: str = "global"
     """global (SyncBN on several GPUs), shuffle, split:N or none; see methods.parts.set_batch_norm."""
     start_from: str | None = None
-    """Folder of a run whose weights are loaded first; those with the same name and shape are taken."""
+    """Folder of a run whose weights are loaded first: the whole backbone, and what else has the same name and shape."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

@@ -54,10 +54,10 @@ def start_from(recipe: Recipe, method: torch.nn.Module) -> dict[str, Any]:
         raise UserError(f"--start-from {recipe.start_from}: that run has no checkpoint yet")
     own = method.state_dict()
     taken = {k: v for k, v in state["method"].items() if k in own and own[k].shape == v.shape}
-    if not any(name.startswith("backbone.") for name in taken):
+    if not {name for name in own if name.startswith("backbone.")} <= taken.keys():
         raise UserError(
-            f"--start-from {recipe.start_from}: a {before.method_name} on {before.backbone} shares no backbone weights "
-            f"with a {recipe.method_name} on {recipe.backbone}"
+            f"--start-from {recipe.start_from}: the backbone of that {before.method_name}, {before.backbone}, "
+            f"does not fit {recipe.backbone}: give --backbone {before.backbone}"
         )
     method.load_state_dict(taken, strict=False)
     manifest = json.loads(checkpoints.folder.read(f"step-{state['step']:08d}.json"))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from methods import backbones
 from methods.backbones import Backbone
 from methods.parts import set_batch_norm
 from pipelines import export as module
@@ -32,20 +33,24 @@ def images(count: int, size: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
 
 
-def run_folder(folder: Path, backbone: str = "resnet20", batch_norm: str = "global") -> Backbone:
+def run_folder(folder: Path, name: str = "resnet20", batch_norm: str = "global") -> Backbone:
     """A run without Ray: a recipe, and a checkpoint whose running statistics are not the initial ones."""
-    recipe = sce_cifar10().with_(backbone=backbone, method={"queue": 16}, batch_norm=batch_norm)
-    torch.manual_seed(3)
-    method = recipe.build(recipe.facts(100, None))
+    recipe = sce_cifar10().with_(backbone=name, batch_norm=batch_norm)
+    backbone = build(name)
     if batch_norm == "none":
-        set_batch_norm(method, "none")
-    with torch.no_grad():
-        for _ in range(2):
-            method.backbone(images(8))
+        set_batch_norm(backbone, "none")
+    features(backbone.train(), images(4))
     run = open_folder(str(folder))
     run.write("recipe.json", recipe.to_json().encode())
-    Checkpoints(run / "checkpoints").save(5, {"method": method.state_dict(), "step": 5})
-    return method.backbone.eval()
+    weights = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    Checkpoints(run / "checkpoints").save(5, {"method": {**weights, "head.weight": torch.zeros(2)}, "step": 5})
+    return backbone.eval()
+
+
+def build(name: str) -> Backbone:
+    data = sce_cifar10().data
+    torch.manual_seed(3)
+    return backbones.build(name, image=(3, 32, 32), mean=data.mean, std=data.std)
 
 
 def features(network, batch: torch.Tensor) -> torch.Tensor:
@@ -53,7 +58,7 @@ def features(network, batch: torch.Tensor) -> torch.Tensor:
         return network(batch)
 
 
-def outside(path: Path, backbone: str):
+def outside(path: Path):
     """The file as a function of images, by the format's own library."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -61,8 +66,7 @@ def outside(path: Path, backbone: str):
     if path.suffix == ".pt":
         with torchscript():
             return torch.jit.load(path)
-    recipe = sce_cifar10().with_(backbone=backbone)
-    network = recipe.build(recipe.facts(100, None)).backbone.eval()
+    network = build("resnet20").eval()
     network.load_state_dict(load_file(path))
     return network
 
@@ -73,30 +77,36 @@ def run(tmp_path_factory):
     return str(folder), run_folder(folder)
 
 
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """One file of each format, in a folder that was not there."""
+    to = tmp_path_factory.mktemp("exports") / "new"
+    return {suffix: export(run[0], str(to / f"backbone{suffix}")) for suffix in FORMATS}
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_features_are_the_originals(run, suffix, tmp_path, capsys):
-    """On batches, sizes and float pixels that the export did not see; the shapes are free."""
-    folder, original = run
-    path = export(folder, str(tmp_path / "new" / f"backbone{suffix}"))
-    said = capsys.readouterr().err
-    assert FORMATS[suffix].name in said and str(path) in said and "step 5" in said
-    assert os.listdir(path.parent) == [path.name]
-    network = outside(path, "resnet20")
+def test_features_are_the_originals(run, exported, suffix):
+    """On batches and sizes that the export did not see: the shapes are free."""
+    network = outside(exported[suffix])
     for batch in (images(1), images(5), images(3, 40)):
-        want = features(original, batch)
+        want = features(run[1], batch)
         assert want.std() > 0.01
         bound = 1e-5 * want.abs().max().item() if suffix == ".onnx" else 0.0
         torch.testing.assert_close(features(network, batch), want, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_large", "efficientnet_b0"])
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_other_backbones(backbone, suffix, tmp_path):
-    original = run_folder(tmp_path / "run", backbone)
-    network = outside(export(str(tmp_path / "run"), str(tmp_path / f"b{suffix}")), backbone)
-    want = features(original, images(3))
-    bound = 1e-5 * want.abs().max().item() if suffix == ".onnx" else 0.0
-    torch.testing.assert_close(features(network, images(3)), want, rtol=0, atol=bound)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_large", "efficientnet_b0"])
+def test_other_backbones(name, tmp_path):
+    original = run_folder(tmp_path / "run", name)
+    network = outside(export(str(tmp_path / "run"), str(tmp_path / "b.pt")))
+    assert torch.equal(features(network, images(3)), features(original, images(3)))
+
+
+def test_says_what_was_written(run, tmp_path, capsys):
+    path = export(run[0], str(tmp_path / "b.pt"))
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path}: TorchScript of step 5, 1.1 MB") and "difference of features 0 (at most 0)" in said
+    assert os.listdir(tmp_path) == ["b.pt"]
 
 
 def test_without_batch_norm(tmp_path):
@@ -105,28 +115,26 @@ def test_without_batch_norm(tmp_path):
     assert torch.equal(features(network, images(4)), features(original, images(4)))
 
 
-def test_same_weights_same_bytes(run, tmp_path):
-    """Twice in this process, where other networks were traced between, and once in another one, which works in
-    another folder, with other hashes, on a copy of the run, to another name."""
-    first = {s: export(run[0], str(tmp_path / f"one{s}")) for s in FORMATS}
-    with torchscript():
-        torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
-    second = {s: export(run[0], str(tmp_path / "deep" / f"another name{s}")) for s in FORMATS}
-    elsewhere = tmp_path / "elsewhere"
-    shutil.copytree(run[0], elsewhere / "copy")
+def test_same_weights_same_bytes(run, exported, tmp_path):
+    """In another process, which works in another folder, with other hashes, on a copy of the run, in another order, to
+    other names; and of those formats that are quick, in this process, where other networks were traced before."""
+    shutil.copytree(run[0], tmp_path / "copy")
     script = "import sys; from pipelines.export import export\nfor to in sys.argv[1:]: export('copy', to)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "12345"}
-    names = [f"third{s}" for s in FORMATS]
-    subprocess.run([sys.executable, "-c", script, *names], cwd=elsewhere, env=environment, check=True)
-    for suffix in FORMATS:
-        contents = [p.read_bytes() for p in (first[suffix], second[suffix], elsewhere / f"third{suffix}")]
+    names = [f"other name{suffix}" for suffix in reversed(FORMATS)]
+    subprocess.run([sys.executable, "-c", script, *names], cwd=tmp_path, env=environment, check=True)
+    files = {suffix: [path, tmp_path / f"other name{suffix}"] for suffix, path in exported.items()}
+    for suffix in (".safetensors", ".pt"):
+        files[suffix].append(export(run[0], str(tmp_path / f"again{suffix}")))
+    for suffix, same in files.items():
+        contents = [path.read_bytes() for path in same]
         assert len({hashlib.sha256(content).hexdigest() for content in contents}) == 1, suffix
-        for name in (str(ROOT), str(tmp_path), "site-packages", "torch_mangle", "third", torch.__version__):
+        for name in (str(ROOT), str(tmp_path), "site-packages", "torch_mangle", "other name", torch.__version__):
             assert name.encode() not in contents[0], (suffix, name)
 
 
-def test_torchscript_is_sent_to_workers_and_moved(run, tmp_path):
-    network = read_torchscript(export(run[0], str(tmp_path / "b.pt")))
+def test_torchscript_is_sent_to_workers_and_moved(run, exported):
+    network = read_torchscript(exported[".pt"])
     sent = pickle.loads(pickle.dumps(network)).eval().requires_grad_(False)
     sent.to("cpu", memory_format=torch.channels_last)
     assert (sent.dim, sent.image) == (64, (3, 32, 32))
@@ -136,9 +144,8 @@ def test_torchscript_is_sent_to_workers_and_moved(run, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_evaluation_takes_it(run, suffix, tmp_path):
-    path = export(run[0], str(tmp_path / f"b{suffix}"))
-    it = subject(str(path), Options(data=Data(), backbone="resnet20"))
+def test_evaluation_takes_it(run, exported, suffix):
+    it = subject(str(exported[suffix]), Options(data=Data(), backbone="resnet20"))
     assert torch.equal(features(it.backbone.eval(), images(4)), features(run[1], images(4)))
     assert it.random is not None
     assert not torch.equal(features(it.random.eval(), images(4)), features(run[1], images(4)))

@@ -236,5 +236,5 @@ def test_start_from_takes_the_backbone_and_refuses_what_does_not_fit(
     assert torch.allclose(before[key], after[key], atol=1e-6) and not torch.equal(before[key], torch.zeros(1))
     with pytest.raises(UserError, match="no run lies there"):
         pretrain(begun.with_(start_from=str(tmp_path / "nothing")), run(tmp_path, "x"), "test")
-    with pytest.raises(UserError, match=r"shares no backbone weights"):
+    with pytest.raises(UserError, match=r"resnet20, does not fit mobilenet_v3_large: give --backbone resnet20"):
         pretrain(begun.with_(backbone="mobilenet_v3_large"), run(tmp_path, "y"), "test")
