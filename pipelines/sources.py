@@ -228,12 +228,13 @@ def decode(encoded: bytes, size: int) -> np.ndarray:
     """
     image = _decoded(encoded)  # (3, H, W)
     height, width = image.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = image[:, top : top + side, left : left + side]
-    if side != size:
-        square = F.interpolate(square[None], size=(size, size), mode="bilinear", antialias=True)[0]
-    return square.numpy()
+    if height != width:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[:, top : top + side, left : left + side]
+    if image.shape[1] != size:
+        image = F.interpolate(image[None], size=(size, size), mode="bilinear", antialias=True)[0]
+    return image.numpy()
 
 
 def _decoded(encoded: bytes) -> Tensor:
