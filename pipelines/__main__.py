@@ -47,7 +47,7 @@ def data(arguments: list[str]) -> None:
     from pipelines import datasets
 
     name, rest = chosen("data", "dataset", arguments, datasets.NAMES)
-    options = parsed(datasets.DatasetOptions, tyro.MISSING, rest, f"python -m pipelines data {name}")
+    options = parsed(datasets.DatasetOptions, None, rest, f"python -m pipelines data {name}")
     datasets.write(name, options)
 
 
@@ -92,17 +92,18 @@ def export(arguments: list[str]) -> None:
         print("usage: python -m pipelines export RUN --to FILE\n\nFILE ends in .safetensors, .pt or .onnx")
         raise SystemExit(0 if "--help" in arguments else 2)
     program = f"python -m pipelines export {arguments[0]}"
-    options = parsed(exporting.ExportOptions, tyro.MISSING, arguments[1:], program)
+    options = parsed(exporting.ExportOptions, None, arguments[1:], program)
     exporting.export(arguments[0], options.to)
 
 
 T = TypeVar("T")
 
 
-def parsed(kind: type[T], default: T, arguments: list[str], program: str, description: str | None = None) -> T:
+def parsed(kind: type[T], default: T | None, arguments: list[str], program: str, description: str | None = None) -> T:
     """Options from the command line; a value that a dataclass refuses is a clear error."""
     try:
-        return tyro.cli(kind, default=default, args=arguments, prog=program, description=description)
+        known = tyro.MISSING_NONPROP if default is None else default
+        return tyro.cli(kind, default=known, args=arguments, prog=program, description=description)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -225,6 +226,8 @@ class Subject:
     size: int
     recipe: Recipe | None = None
     step: int | None = None
+    initial: list[Any] = field(default_factory=list)
+    """What the random initialization depends on."""
 
 
 def defaults(target: str) -> Options:
@@ -261,29 +264,41 @@ def subject(target: str, options: Options) -> Subject:
         trained, random = (set_batch_norm(network, "none") for network in (trained, random))
     weights = {k.removeprefix("backbone."): v for k, v in state["method"].items() if k.startswith("backbone.")}
     trained.load_state_dict(weights)
-    return Subject(trained, random, folder, "", image[-1], recipe, state["step"])
+    initial = [recipe.backbone, recipe.batch_norm == "none", recipe.seed]
+    return Subject(trained, random, folder, "", image[-1], recipe, state["step"], initial)
 
 
 def exported(path: Path, options: Options) -> Subject:
-    """The backbone in an exported file; its random twin where its name is given."""
-    from pipelines.export import TorchScript, read_torchscript
+    """The backbone in an exported file; beside it one at random initialization where its name is given."""
+    from pipelines.export import read_torchscript
 
-    data = options.data
-    torch.manual_seed(options.seed)
-    named = [
-        backbones.build(options.backbone, image=(3, data.size, data.size), mean=data.mean, std=data.std)
-        for _ in range(2 if options.backbone else 0)
-    ]
-    backbone: Backbone | TorchScript
-    if path.suffix == ".pt":
-        backbone = read_torchscript(path)
-    elif named:
-        backbone = named[0]
-        backbone.load_state_dict(load_file(path))
-    else:
+    data, size = options.data, options.data.size
+    script = read_torchscript(path) if path.suffix == ".pt" else None
+    if script is not None:
+        size = min(size, script.image[-1])  # the central part, as the run's own evaluation
+    elif not options.backbone:
         raise UserError(f"{path} holds weights alone: name their network with --backbone")
-    folder = open_folder(str(path.parent))
-    return Subject(backbone, named[-1] if named else None, folder, f"{path.stem}.", data.size)
+    if not options.backbone:
+        return Subject(script, None, open_folder(str(path.parent)), f"{path.name}.", size)
+    torch.manual_seed(options.seed)
+    try:
+        random, twin = (
+            backbones.build(options.backbone, image=(3, size, size), mean=data.mean, std=data.std) for _ in range(2)
+        )
+        weights = {} if script is not None else load_file(path)
+        if weights and not any(name.endswith("running_mean") for name in weights):
+            random, twin = (set_batch_norm(network, "none") for network in (random, twin))
+        if weights:
+            twin.load_state_dict(weights)
+    except (ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{path} does not fit --backbone {options.backbone} at --data.size {size}: {str(error).splitlines()[0]}"
+        ) from error
+    backbone = twin if script is None else script
+    random.load_state_dict({"mean": backbone.mean, "std": backbone.std}, strict=False)
+    return Subject(
+        backbone, random, open_folder(str(path.parent)), f"{path.name}.", size, initial=[options.backbone, options.seed]
+    )
 
 
 def evaluate(target: str, protocols: list[str], options: Options) -> dict[str, Any]:
@@ -317,21 +332,26 @@ def evaluate(target: str, protocols: list[str], options: Options) -> dict[str, A
         )
         names = train.class_names or test.class_names
         ready = Ready(train_features, test_features, train.classes, names, (train, test), options, it.size)
-        figures = read_figures(it)
+        storage = it.folder.parent
+        figures, known = read_json(it.folder, f"{it.prefix}evaluation.json"), read_json(storage, "baselines.json")
         for name in protocols:
-            measure(name, ready, it, figures)
-    it.folder.write(f"{it.prefix}evaluation.json", json.dumps(figures, indent=2).encode())
+            measure(name, ready, it, figures, known)
+            it.folder.write(f"{it.prefix}evaluation.json", json.dumps(figures, indent=2).encode())
+            storage.write("baselines.json", json.dumps(known, indent=2).encode())
     print_table(figures, protocols, it)
     return figures
 
 
-def read_figures(it: Subject) -> dict[str, Any]:
-    name = f"{it.prefix}evaluation.json"
-    return json.loads(it.folder.read(name)) if it.folder.exists(name) else {}
+def read_json(folder: Folder, name: str) -> dict[str, Any]:
+    return json.loads(folder.read(name)) if folder.exists(name) else {}
 
 
-def measure(name: str, ready: Ready, it: Subject, figures: dict[str, Any]) -> None:
-    """One protocol on the trained backbone, random initialization and raw pixels, merged into `figures`."""
+def measure(name: str, ready: Ready, it: Subject, figures: dict[str, Any], known: dict[str, Any]) -> None:
+    """One protocol on the trained backbone, random initialization and raw pixels, merged into `figures`.
+
+    Args:
+        known: figures of baselines by what they depend on; those of a dataset are computed once, for all runs.
+    """
     options = ready.options
     settings = {
         **dataclasses.asdict(getattr(options, name)),
@@ -340,16 +360,16 @@ def measure(name: str, ready: Ready, it: Subject, figures: dict[str, Any]) -> No
         "train_images": len(ready.train.index),
         "test_images": len(ready.test.index),
         "size": ready.size,
-        "step": it.step,
+        "seed": options.seed,
     }
-    same = figures.get("protocol", {}).get(name) or {}
-    unchanged = {k: v for k, v in same.items() if k != "step"} == json.loads(
-        json.dumps({k: v for k, v in settings.items() if k != "step"})
-    )
     for of in ready.train.of:
         place = figures if of == "trained" else figures.setdefault(of, {})
-        if of != "trained" and unchanged and name in place:
-            continue  # a baseline does not change with the run
+        key = json.dumps(
+            [name, of, settings, dataclasses.asdict(options.data), it.initial if of == "random_init" else 0]
+        )
+        if of != "trained" and key in known:
+            place[name] = known[key]
+            continue
         with console.status(f"{name} of {of.replace('_', ' ')}"):
             if name == "linear" and of == "trained" and options.linear.augment != "none":
                 place[name] = linear_with_views(ready, it)
@@ -361,7 +381,9 @@ def measure(name: str, ready: Ready, it: Subject, figures: dict[str, Any]) -> No
         if picture is not None:
             suffix = "" if of == "trained" else f"_{of}"
             it.folder.write(f"{it.prefix}{name}{suffix}.png", picture)
-    figures.setdefault("protocol", {})[name] = settings
+        elif of != "trained":
+            known[key] = place[name]
+    figures.setdefault("protocol", {})[name] = {**settings, "step": it.step}
 
 
 def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -> None:

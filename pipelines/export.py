@@ -265,7 +265,8 @@ def export(run: str, to: str) -> Path:
         with torch.no_grad():
             content = form.write(backbone, batches[1])
     except RuntimeError as error:
-        raise UserError(f"{form.name} cannot hold this backbone: choose .safetensors ({error})") from error
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{form.name} cannot hold this backbone ({reason}): choose .safetensors") from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

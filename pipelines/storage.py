@@ -38,6 +38,10 @@ class Folder:
         return Folder(self.filesystem, f"{self.path}/{name}")
 
     @property
+    def parent(self) -> "Folder":
+        return Folder(self.filesystem, self.path.rpartition("/")[0])
+
+    @property
     def local(self) -> Path | None:
         """The path, where the folder is on this machine's disk."""
         return Path(self.path) if isinstance(self.filesystem, pyarrow.fs.LocalFileSystem) else None
