@@ -422,11 +422,11 @@ def linear_with_views(ready: Ready, it: Subject) -> dict[str, float]:
         batch_size=protocol.batch_size,
         seed=options.seed,
         batch_norm="global" if it.recipe.batch_norm != "none" else "none",
-        start_from=it.folder.path,
+        start_from=it.folder.uri,
     )
     name = f"linear-{it.step}"
     storage = it.folder / "evaluation"
-    run = Run(storage=storage.path, name=name, resume=storage.exists(name), workers=options.workers, keep=1)
+    run = Run(storage=storage.uri, name=name, resume=storage.exists(name), workers=options.workers, keep=1)
     folder = pretrain(recipe, run, "linear")
     state, _ = Checkpoints(folder / "checkpoints").newest()
     weights = state["method"] if state else {}

@@ -7,6 +7,7 @@ takes the newest good one, so that a restart by Ray and `--run.resume` are the s
 import dataclasses
 import json
 import tempfile
+import traceback
 import uuid
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def pretrain(recipe: Recipe, run: Run, name: str) -> Folder:
                 f"give --batch-size {1 << (len(found.usable).bit_length() - 1)} or less, or more data"
             )
         facts = recipe.facts(source.rows, source.classes)
-        check_build(recipe, facts, folder)
+        taken = check_build(recipe, facts, folder)
         for bad in found.bad[:10]:
             console.print(f"[yellow]skipped[/] {bad.where}: {bad.reason}")
         steps = len(found.usable) // recipe.batch_size
@@ -63,7 +64,7 @@ def pretrain(recipe: Recipe, run: Run, name: str) -> Folder:
                     f"[yellow]{turn}'s warm-up of {spec.warmup_epochs:g} epochs is longer than the run: "
                     "the learning rate only rises[/]"
                 )
-        write_settings(folder, recipe, run, name, facts, found)
+        write_settings(folder, recipe, run, name, facts, found, taken)
         probe = probe_blocks(recipe, run, found)
         fit(recipe, run, place, folder, facts, source, found, probe, steps)
     return folder
@@ -102,8 +103,11 @@ def different(a: Any, b: Any, prefix: str = "") -> list[str]:
     return [] if a == b else [prefix]
 
 
-def check_build(recipe: Recipe, facts: Facts, folder: Folder) -> None:
-    """Builds method and optimizers once on the driver, so that a wrong option is an error and not a lost worker."""
+def check_build(recipe: Recipe, facts: Facts, folder: Folder) -> dict[str, Any] | None:
+    """Builds method and optimizers once on the driver, so that a wrong option is an error and not a lost worker.
+
+    Returns what `start_from` took, if the recipe has one.
+    """
     try:
         method = set_batch_norm(recipe.build(facts), recipe.batch_norm)
         training = Training(method, method, recipe.optimizers, recipe.batch_size, recipe.epochs, 1, recipe.seed)
@@ -114,11 +118,12 @@ def check_build(recipe: Recipe, facts: Facts, folder: Folder) -> None:
         console.print(f"[yellow]{line}[/]")
     if state is not None:
         training.load_state({**state, "steps_per_epoch": 1})
-    if recipe.start_from:
-        start_from(recipe, method)
+    return start_from(recipe, method) if recipe.start_from else None
 
 
-def write_settings(folder: Folder, recipe: Recipe, run: Run, name: str, facts: Facts, found: Survey) -> None:
+def write_settings(
+    folder: Folder, recipe: Recipe, run: Run, name: str, facts: Facts, found: Survey, taken: dict[str, Any] | None
+) -> None:
     data = {
         "samples": len(found.usable),
         "broken": [dataclasses.asdict(bad) for bad in found.bad],
@@ -126,7 +131,8 @@ def write_settings(folder: Folder, recipe: Recipe, run: Run, name: str, facts: F
         "classes": facts.classes,
     }
     folder.write("recipe.json", recipe.to_json().encode())
-    settings = {"recipe": name, **dataclasses.asdict(run), "found": data, "torch": torch.__version__}
+    settings = {"recipe": name, **dataclasses.asdict(run), "found": data, "started_from": taken}
+    settings["torch"] = torch.__version__
     folder.write("run.json", json.dumps(settings, indent=2).encode())
 
 
@@ -191,6 +197,7 @@ def fit(
                 failure = ray.get(board.failure.remote())
                 if failure is None:
                     last = str(getattr(error, "worker_failures", "") or error).strip().splitlines()
+                    folder.write("error.txt", "".join(traceback.format_exception(error)).encode())
                     raise UserError(
                         f"training failed {run.retries + 1} times: {last[-1] if last else error}; "
                         f"the whole trace is in {folder.path}/error.txt; --run.resume goes on from the last checkpoint"

@@ -22,9 +22,10 @@ def open_folder(uri: str) -> "Folder":
         UserError: a URI that pyarrow does not know.
     """
     if "://" not in uri:
-        return Folder(pyarrow.fs.LocalFileSystem(), str(Path(uri).expanduser().resolve()))
+        path = str(Path(uri).expanduser().resolve())
+        return Folder(pyarrow.fs.LocalFileSystem(), path, path)
     try:
-        return Folder(*pyarrow.fs.FileSystem.from_uri(uri))
+        return Folder(*pyarrow.fs.FileSystem.from_uri(uri), uri.rstrip("/"))
     except (ValueError, OSError) as error:
         raise UserError(f"--run.storage {uri} cannot be opened ({error}): give a path, or a URI as s3://") from error
 
@@ -33,13 +34,16 @@ def open_folder(uri: str) -> "Folder":
 class Folder:
     filesystem: pyarrow.fs.FileSystem
     path: str
+    """Within the filesystem."""
+    uri: str
+    """From which `open_folder` makes it again; for a local folder its path."""
 
     def __truediv__(self, name: str) -> "Folder":
-        return Folder(self.filesystem, f"{self.path}/{name}")
+        return Folder(self.filesystem, f"{self.path}/{name}", f"{self.uri}/{name}")
 
     @property
     def parent(self) -> "Folder":
-        return Folder(self.filesystem, self.path.rpartition("/")[0])
+        return Folder(self.filesystem, self.path.rpartition("/")[0], self.uri.rpartition("/")[0])
 
     @property
     def local(self) -> Path | None:

@@ -257,13 +257,14 @@ class Recorder:
     @torch.no_grad()
     def knn(self) -> float:
         backbone = self.training.method.backbone
+        was = backbone.training
         backbone.eval()
         features, labels = {}, {}
         for part, blocks in (self.task.probe or {}).items():
             columns = gathered(blocks)
             pieces = [backbone(images.to(self.training.device)) for images in columns["image"].split(500)]
             features[part], labels[part] = torch.cat(pieces), columns["label"].to(self.training.device)
-        backbone.train()
+        backbone.train(was)
         return knn(features["train"], labels["train"], features["test"], labels["test"])["top1"]
 
     def views(self, batch: Batch) -> None:
