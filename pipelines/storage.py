@@ -25,9 +25,10 @@ def open_folder(uri: str) -> "Folder":
         path = str(Path(uri).expanduser().resolve())
         return Folder(pyarrow.fs.LocalFileSystem(), path, path)
     try:
-        return Folder(*pyarrow.fs.FileSystem.from_uri(uri), uri.rstrip("/"))
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
         raise UserError(f"--run.storage {uri} cannot be opened ({error}): give a path, or a URI as s3://") from error
+    return Folder(filesystem, path, uri.rstrip("/"))
 
 
 @dataclass(frozen=True)
