@@ -150,7 +150,10 @@ def test_a_killed_worker_is_restarted_and_ends_with_the_same_weights(
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
-    images: tuple[Path, Path], undisturbed: dict[str, tuple[Path, str]], tmp_path: Path
+    images: tuple[Path, Path],
+    undisturbed: dict[str, tuple[Path, str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pretrain(recipe(images), run(tmp_path, "stopped", feed="stream", stop_epoch=2), "test")
     assert final(tmp_path, "stopped")["step"] == 20
@@ -161,6 +164,8 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
     newest = tmp_path / "stopped" / "checkpoints" / "step-00000020.pt"
     newest.write_bytes(newest.read_bytes()[:1000])  # cut: the one before is used
     pretrain(recipe(images), run(tmp_path, "stopped", feed="stream", resume=True), "test")
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "step-00000020.pt is broken: 1000 bytes of" in shown and "the one before is used" in shown
     assert_equal(final(tmp_path, "stopped"), final(*undisturbed["stream"]))
 
 
