@@ -1,5 +1,6 @@
 """The command line. Each command is a function of its arguments; those that take long show a progress bar."""
 
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -96,6 +97,19 @@ def export(arguments: list[str]) -> None:
     exporting.export(arguments[0], options.to)
 
 
+def bench(arguments: list[str]) -> None:
+    """Measures our feeds beside a torch DataLoader, or our step beside a bare loop: bench feed|step; JSON on stdout."""
+    from pipelines import bench as benchmarks
+
+    what, rest = chosen("bench", "benchmark", arguments, ("feed", "step"))
+    program = f"python -m pipelines bench {what}"
+    if what == "feed":
+        figures = benchmarks.feed(parsed(benchmarks.BenchFeed, None, rest, program))
+    else:
+        figures = benchmarks.step(parsed(benchmarks.BenchStep, None, rest, program))
+    print(json.dumps(figures, indent=2))
+
+
 T = TypeVar("T")
 
 
@@ -120,7 +134,7 @@ def chosen(command: str, what: str, arguments: list[str], known: Iterable[str]) 
     return name, arguments[1:]
 
 
-COMMANDS = {"list": list_, "data": data, "pretrain": pretrain, "evaluate": evaluate, "export": export}
+COMMANDS = {"list": list_, "data": data, "pretrain": pretrain, "evaluate": evaluate, "export": export, "bench": bench}
 
 
 def main(arguments: list[str] | None = None) -> int:
