@@ -26,6 +26,6 @@ def demo() -> Recipe:
         data=Data(size=32),
         views={"online": online, "target": replace(views.weak("target", 32), crop_scale=(0.3, 1.0))},
         optimizers={"model": Optimizer(lr=0.12, weight_decay=5e-4, warmup_epochs=1)},
-        epochs=12,
+        epochs=5,
         batch_size=128,
     )
