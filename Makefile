@@ -9,7 +9,7 @@ demo: .venv/.installed
 	@test -f $(DEMO)/test-00000.parquet || $(BIN)/python -m pipelines data shapes --to $(DEMO)
 	$(BIN)/python -m pipelines pretrain demo --data.train $(DEMO)/train-00000.parquet \
 		--data.test $(DEMO)/test-00000.parquet --run.workers 2 --run.name demo --run.resume
-	$(BIN)/python -m pipelines evaluate runs/demo knn retrieval tsne
+	$(BIN)/python -m pipelines evaluate runs/demo knn retrieval
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest

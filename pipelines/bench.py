@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count, cycle, islice
+from itertools import count, cycle, islice, repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,6 @@ from pipelines.place import cluster, placed, quiet
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import Data, open_source, selected
 from pipelines.storage import open_folder
-from pipelines.worker import Task, make_feed
 
 
 def in_turns(turns: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
@@ -136,6 +135,8 @@ def feed_of(photos: Photos, options: BenchFeed) -> dict[str, Any]:
     """The three feeds on one kind of images."""
     import ray
 
+    from pipelines.worker import Task  # imports more than `step`, and the DataLoader's workers, need
+
     with tempfile.TemporaryDirectory() as scratch, cluster(None) as resources:
         path = Path(scratch) / "train.parquet"
         encoded = write_photos(photos, path)
@@ -204,7 +205,9 @@ def feed_of(photos: Photos, options: BenchFeed) -> dict[str, Any]:
 class Consumer:
     """A training process without the training."""
 
-    def __init__(self, tasks: Mapping[str, Task], rank: int) -> None:
+    def __init__(self, tasks: Mapping[str, Any], rank: int) -> None:
+        from pipelines.worker import make_feed
+
         place = next(iter(tasks.values())).place
         torch.set_num_threads(place.threads)
         device = torch.device(place.device)
@@ -320,10 +323,8 @@ def step(options: BenchStep) -> dict[str, Any]:
     prepare(options)
     speeds = in_turns({name: side(build(options), options) for name, side in SIDES.items()}, options.rounds)
     medians = {name: statistics.median(values) for name, values in speeds.items()}
-    memory = {}
-    for name in SIDES:
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            memory[name] = process.submit(peak_memory, name, options).result()
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+        memory = dict(zip(SIDES, processes.map(peak_memory, SIDES, repeat(options)), strict=True))
     return {
         "machine": machine(),
         **dataclasses.asdict(options),

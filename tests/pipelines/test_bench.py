@@ -16,7 +16,7 @@ from pipelines.bench import (
     bare,
     build,
     encode,
-    feed,
+    feed_of,
     in_turns,
     ours,
     step,
@@ -87,15 +87,11 @@ def test_the_dataloader_makes_the_same_views() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_feed_gives_three_speeds_for_both_kinds_of_images() -> None:
-    options = BenchFeed(
-        small=Photos("PNG", 16, 16, 64, 32), large=Photos("JPEG", 24, 16, 32, 32), batch_size=16, rounds=1, device="cpu"
-    )
-    figures = feed(options)
+def test_feed_gives_three_speeds() -> None:
+    options = BenchFeed(batch_size=16, rounds=1, cpus=1, workers=1, device="cpu")
+    figures = feed_of(Photos("JPEG", 24, 16, 32, 16), options)
     json.dumps(figures)
-    for kind in ("small", "large"):
-        speeds = figures[kind]["images_per_second"]
-        assert speeds.keys() == figures[kind]["rounds"].keys() == {"resident", "stream", "dataloader"}
-        assert all(value > 0 for value in speeds.values())
-        ratios = figures[kind]["ratio_to_dataloader"]
-        assert ratios["stream"] == pytest.approx(speeds["stream"] / speeds["dataloader"], abs=0.02)
+    speeds = figures["images_per_second"]
+    assert speeds.keys() == figures["rounds"].keys() == {"resident", "stream", "dataloader"}
+    assert all(value > 0 for value in speeds.values())
+    assert figures["ratio_to_dataloader"]["stream"] == pytest.approx(speeds["stream"] / speeds["dataloader"], rel=0.05)
