@@ -198,7 +198,7 @@ def feed_of(photos: Photos, options: BenchFeed) -> dict[str, Any]:
         "processes": {"ours": options.workers, "dataloader": options.cpus, "transforms": "torchvision, Pillow images"},
         "images_per_second": {name: round(value, 1) for name, value in medians.items()},
         "ratio_to_dataloader": {k: round(medians[k] / medians["dataloader"], 2) for k in ("resident", "stream")},
-        "rounds": {name: [round(value, 1) for value in values] for name, values in speeds.items()},
+        "measured": {name: [round(value, 1) for value in values] for name, values in speeds.items()},
     }
 
 
@@ -334,7 +334,7 @@ def step(options: BenchStep) -> dict[str, Any]:
             "time": round(medians["bare"] / medians["ours"], 4),
             "memory": round(memory["ours"] / max(memory["bare"], 1e-9), 4),
         },
-        "rounds": {name: [round(value, 1) for value in values] for name, values in speeds.items()},
+        "measured": {name: [round(value, 1) for value in values] for name, values in speeds.items()},
     }
 
 

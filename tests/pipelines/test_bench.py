@@ -59,7 +59,7 @@ def test_step_gives_speed_and_memory_of_both() -> None:
     json.dumps(figures)
     assert figures["images_per_second"].keys() == figures["peak_memory_mib"].keys() == {"ours", "bare"}
     assert figures["ratio_to_bare"].keys() == {"time", "memory"} and figures["ratio_to_bare"]["time"] > 0
-    assert all(len(values) == 2 for values in figures["rounds"].values())
+    assert all(len(values) == 2 for values in figures["measured"].values())
 
 
 def test_photos_take_the_bytes_that_real_ones_take(tmp_path: Path) -> None:
@@ -92,6 +92,6 @@ def test_feed_gives_three_speeds() -> None:
     figures = feed_of(Photos("JPEG", 24, 16, 32, 16), options)
     json.dumps(figures)
     speeds = figures["images_per_second"]
-    assert speeds.keys() == figures["rounds"].keys() == {"resident", "stream", "dataloader"}
+    assert speeds.keys() == figures["measured"].keys() == {"resident", "stream", "dataloader"}
     assert all(value > 0 for value in speeds.values())
     assert figures["ratio_to_dataloader"]["stream"] == pytest.approx(speeds["stream"] / speeds["dataloader"], rel=0.05)
