@@ -189,7 +189,7 @@ def fit(
         with shown(board, recipe.epochs, steps):
             try:
                 trainer.fit()
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C by leaving the process
                 raise UserError(
                     f"stopped; --run.resume goes on from the last checkpoint in {folder.path}/checkpoints"
                 ) from None
