@@ -6,9 +6,9 @@ same crop in any process, batch or order, on CPU and GPU.
 
 Order: crop and resize, flip, brightness, contrast, saturation, hue, grayscale, blur, solarize. Distributions
 are torchvision's (RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur,
-RandomSolarize). Resizing is bilinear with antialiasing, as torchvision's `resized_crop(antialias=True)`: two
-products with a matrix of triangle filters a sample and axis. Flip and blur are folded into these matrices,
-the colour operations into one affine map of RGB. Known deviations, each bounded in a test:
+RandomSolarize). Resizing is bilinear with antialiasing, as torchvision's `resized_crop(antialias=True)`: along
+each axis a view's pixel is a weighted sum of a few neighbours, its taps, which differ by sample; blur is such a sum
+too. The colour operations are one affine map of RGB. Known deviations, each bounded in a test:
 - the colour operations have a fixed order (torchvision draws one), and nothing is clamped or rounded between
   resize and solarize but once, after blur;
 - hue is a rotation of RGB around the gray axis, which is linear, in place of a shift of HSV's hue (a rotation of
@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from methods import parts
@@ -51,7 +52,7 @@ PARAMETERS = (
 sigma, not the flags `jitter` and `blur`, which are there for those who predict them."""
 
 TRIES = 10  # crops that RandomResizedCrop tries before it falls back to a central one
-CHUNK = 2**20  # values (source and view, all channels) worked on at once on a CPU, near the size of its cache
+CHUNK = 2**21  # values (source and view, all channels) worked on at once on a CPU, near the size of its cache
 
 
 @dataclass(frozen=True)
@@ -226,20 +227,18 @@ class View:
         batch, channels, height, width = images.shape
         p = dict(zip(PARAMETERS, parameters.float().unbind(1), strict=True))
         extent_x, extent_y = (p["scale"] * p["ratio"]).sqrt(), (p["scale"] / p["ratio"]).sqrt()
-        across = _resampling(p["centre_x"], extent_x, width, self.size, p["flip"])  # (B, S, W)
-        down = _resampling(p["centre_y"], extent_y, height, self.size)  # (B, S, H)
-        x = images.float()
-        if self.blur:
-            blur = _blurring(p["sigma"], self.size, self.blur_radius)  # (B, S, S)
-            across, down = blur @ across, blur @ down
-        x = down[:, None] @ x  # (B, C, S, W)
-        x = x.view(batch, channels * self.size, width) @ across.mT  # (B, C * S, S)
+        blur = _blurring(p["sigma"], self.size, self.blur_radius) if self.blur else None
+        x = _weighted(images.float(), _resampling(p["centre_y"], extent_y, height, self.size))  # (B, C, S, W)
+        x = x if blur is None else _weighted(x, blur)
+        x = x.transpose(2, 3).contiguous()  # (B, C, W, S)
+        x = _weighted(x, _resampling(p["centre_x"], extent_x, width, self.size, p["flip"]))
+        x = x if blur is None else _weighted(x, blur)  # (B, C, S, S), columns before rows
         if self.jitter or self.grayscale:
             x = x.view(batch, channels, self.size**2)
             colour, offset = _colours(p, x.mean(2, keepdim=True))
             x = torch.baddbmm(offset, colour, x).clamp_(0, 255)
         x = x.add_(0.5).short().byte()  # straight to bytes takes twice as long
-        out = x.view(batch, channels, self.size, self.size)
+        out = x.view(batch, channels, self.size, self.size).transpose(2, 3).contiguous()
         if self.solarize:
             bright = (out >= math.ceil(255 * self.solarize_threshold)) & (p["solarize"] > 0)[:, None, None, None]
             out = out ^ (bright.byte() * 255)
@@ -250,8 +249,23 @@ def _between(low: float, high: float, u: Tensor) -> Tensor:
     return low + (high - low) * u
 
 
-def _resampling(centre: Tensor, extent: Tensor, pixels: int, size: int, flip: Tensor | None = None) -> Tensor:
-    """Matrices that crop and resize along one axis: bilinear, antialiased, edges as if the crop were the image.
+Taps = tuple[Tensor, Tensor]
+"""Pixel (B, S, T) and weight (B, S, T) of the T neighbours along an axis whose sum each of S pixels is."""
+
+
+def _weighted(x: Tensor, taps: Taps) -> Tensor:
+    """Sums along the rows' axis, the last but one: (B, C, H, W) -> (B, C, S, W)."""
+    batch, channels, height, width = x.shape
+    pixel, weight = taps
+    first = torch.arange(batch * channels, dtype=torch.int32, device=x.device).view(batch, channels, 1, 1) * height
+    rows = (first + pixel[:, None]).flatten(0, 2)  # (B * C * S, T)
+    weights = weight[:, None].expand(-1, channels, -1, -1).flatten(0, 2)
+    out = F.embedding_bag(rows, x.flatten(0, 2), per_sample_weights=weights, mode="sum")
+    return out.view(batch, channels, pixel.shape[1], width)
+
+
+def _resampling(centre: Tensor, extent: Tensor, pixels: int, size: int, flip: Tensor | None = None) -> Taps:
+    """Crops and resizes along one axis: bilinear, antialiased, edges as if the crop were the image.
 
     Args:
         centre: (B,), fraction of the axis.
@@ -259,43 +273,34 @@ def _resampling(centre: Tensor, extent: Tensor, pixels: int, size: int, flip: Te
         pixels: of the axis, H or W.
         size: S.
         flip: (B,), 1 reverses the axis.
-
-    Returns:
-        (B, S, pixels); rows sum to 1.
     """
     length = (extent * pixels).round().clamp(1, pixels)
     # where the crop lies in what room it has, then as evenly over whole pixels: torchvision's randint
     place = ((centre - extent / 2) / (1 - extent).clamp(min=1e-6)).clamp(0, 1)
     start = torch.minimum((place * (pixels - length + 1)).floor(), pixels - length)
-    start, length = start[:, None], length[:, None]
+    start, length = start[:, None, None], length[:, None, None]
     step = length / size
     reach = step.clamp(min=1)  # the triangle's half width
     out = (torch.arange(size, device=centre.device) + 0.5).expand(len(centre), size)
     if flip is not None:
         out = torch.where(flip[:, None] > 0, size - out, out)
-    middle = (start + out * step) / reach  # (B, S)
-    pixel = torch.arange(pixels, device=centre.device) + 0.5
-    pixel = torch.where((pixel > start) & (pixel < start + length), pixel, torch.inf) / reach  # (B, pixels)
-    weight = (1 - (pixel[:, None] - middle[:, :, None]).abs_()).clamp_(min=0)
-    return weight.div_(weight.sum(2, keepdim=True))
+    middle = start + out[:, :, None] * step  # (B, S, 1)
+    neighbours = torch.arange(math.ceil(2 * max(1, pixels / size)), device=centre.device)
+    pixel = (middle - reach + 0.5).floor() + neighbours  # (B, S, T)
+    weight = 1 - (pixel + 0.5 - middle).abs_() / reach
+    weight = weight.where((pixel >= start) & (pixel < start + length), 0.0).clamp_(min=0)
+    return pixel.clamp_(0, pixels - 1).int(), weight.div_(weight.sum(2, keepdim=True))
 
 
-@cache
-def _reflections(size: int, radius: int, device: torch.device) -> Tensor:
-    """(radius + 1, S * S): how often output i reads input j at each distance, with reflection at the edges."""
-    i, j = torch.arange(size, device=device)[:, None], torch.arange(size, device=device)
-    reflected = ((i - j).abs(), torch.where(j > 0, i + j, -1), torch.where(j < size - 1, 2 * (size - 1) - i - j, -1))
-    distance = torch.arange(radius + 1, device=device)[:, None, None]
-    return sum((d == distance).float() for d in reflected).flatten(1)  # type: ignore[union-attr]
-
-
-def _blurring(sigma: Tensor, size: int, radius: int) -> Tensor:
-    """(B, S, S): matrices that blur along one axis; the identity where sigma is 0."""
-    distance = torch.arange(radius + 1, device=sigma.device)
-    kernel = (-0.5 * (distance / sigma.clamp(min=1e-6)[:, None]).square()).exp()  # (B, radius + 1), one side
+def _blurring(sigma: Tensor, size: int, radius: int) -> Taps:
+    """Blurs along one axis of `size` pixels, which are reflected at the edges; nothing changes where sigma is 0."""
+    distance = torch.arange(-radius, radius + 1, device=sigma.device)
+    kernel = (-0.5 * (distance / sigma.clamp(min=1e-6)[:, None]).square()).exp()  # (B, T)
     kernel = kernel.where(kernel > 1e-9, 0.0)  # products with denormal numbers are slow
-    kernel = kernel / (2 * kernel.sum(1, keepdim=True) - 1)
-    return (kernel @ _reflections(size, radius, sigma.device)).unflatten(1, (size, size))
+    weight = (kernel / kernel.sum(1, keepdim=True))[:, None].expand(-1, size, -1)
+    pixel = (torch.arange(size, device=sigma.device)[:, None] + distance).abs()  # (S, T)
+    pixel = torch.minimum(pixel, 2 * (size - 1) - pixel)
+    return pixel.int().expand(weight.shape), weight
 
 
 @cache

@@ -170,6 +170,10 @@ def tasks(pieces: list[Piece], most: int) -> list[list[Piece]]:
     return out
 
 
+TASK_ROWS = 2000
+TASK_BYTES = 32 * 2**20  # of its output
+
+
 class StreamFeed:
     """Ray Data reads, decodes and (with `views_on_data`) augments; rows are mixed within a window of `window` rows.
 
@@ -245,23 +249,32 @@ class StreamFeed:
                 count, left = count - n, left - n
                 yield {name: torch.from_numpy(column[:n]) for name, column in columns.items()}
 
+    def rows_of_a_task(self, pieces: list[Piece]) -> int:
+        """Many, for a task costs tens of milliseconds whatever it does; but four for each that runs at a time."""
+        sizes = [view.size for view in self.views.values()] if self.views_on_data else [self.size]
+        fit = TASK_BYTES // sum(3 * size**2 for size in sizes)
+        share = sum(len(piece.rows) for piece in pieces) * self.task_cpus / self.cpus / 4
+        return max(1, min(fit, TASK_ROWS, max(int(share), 256)))
+
     def _blocks(self, pieces: list[Piece], epoch: int) -> Iterator[dict[str, np.ndarray]]:
         from ray.data import ExecutionOptions, ExecutionResources
 
         stage = DecodeAndAugment(self.source, self.size, self.views if self.views_on_data else {}, self.seed, epoch)
-        dataset = piecewise(pieces, stage, task_cpus=self.task_cpus)
+        dataset = piecewise(pieces, stage, task_cpus=self.task_cpus, most=self.rows_of_a_task(pieces))
         dataset.context.execution_options = ExecutionOptions(
             preserve_order=True, resource_limits=ExecutionResources(cpu=self.cpus)
         )
         yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
 
 
-def piecewise(pieces: list[Piece], stage: Callable[[list[Piece]], dict[str, np.ndarray]], *, task_cpus: float) -> Any:
-    """A Ray Dataset of `stage` over lists of pieces, a Ray Data task for each list."""
+def piecewise(
+    pieces: list[Piece], stage: Callable[[list[Piece]], dict[str, np.ndarray]], *, task_cpus: float, most: int = 256
+) -> Any:
+    """A Ray Dataset of `stage` over lists of pieces, a Ray Data task for each list, of at most `most` rows."""
     import ray
 
     ray.data.DataContext.get_current().enable_progress_bars = False
-    work = tasks(pieces, most=256)
+    work = tasks(pieces, most)
     numbers = ray.data.from_items([{"task": i} for i in range(len(work))], override_num_blocks=len(work))
     listed = ray.put(work)
 
