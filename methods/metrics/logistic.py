@@ -4,9 +4,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 REGULARIZATIONS = tuple(10.0**power for power in range(2, -7, -1))
@@ -48,6 +45,10 @@ def logistic(
         "top1" on the test set and "validation_top1", fractions; "regularization", the strength chosen;
         "converged", 1 or 0: whether the final fit ended before `max_iterations`.
     """
+    from sklearn.exceptions import ConvergenceWarning  # here: it takes seconds to import
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+
     x, y, x_test, y_test = (v.detach().cpu().numpy() for v in (train.float(), train_labels, test.float(), test_labels))
     scale = float(np.sqrt(np.square(x).sum(1).mean())) or 1.0
     x, x_test = x / np.float32(scale), x_test / np.float32(scale)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 
@@ -15,6 +14,8 @@ def tsne(features: Tensor, *, perplexity: float = 30.0, seed: int = 0) -> Tensor
     Raises:
         ValueError: a perplexity not below N.
     """
+    from sklearn.manifold import TSNE  # here: it takes seconds to import
+
     if perplexity >= len(features):
         raise ValueError(f"t-SNE of {len(features)} samples needs a perplexity below that, got {perplexity:g}")
     reducer = TSNE(perplexity=perplexity, init="pca", random_state=seed)

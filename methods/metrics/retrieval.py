@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 _CELLS = 2**24  # similarities held at once, whatever the sizes
@@ -83,26 +84,28 @@ def retrieval_figure(
         class_names: names by label, written above the images.
     """
     q, k = similarity.shape
-    known = query_labels is not None and neighbour_labels is not None
-    figure = Figure(figsize=(1.1 * (k + 1), 1.45 * q), dpi=120, layout="constrained")
-    axes = figure.subplots(q, k + 1, squeeze=False)
     images = torch.cat([query_images[:, None], neighbour_images], 1).permute(0, 1, 3, 4, 2).cpu().numpy()
+    height, width = images.shape[2] / max(images.shape[2:4]), images.shape[3] / max(images.shape[2:4])  # inches
+    across, down = width + 0.12, height + 0.36
+    figure = Figure(figsize=(across * (k + 1), down * q), dpi=120)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, across * (k + 1)), ylim=(down * q, 0))  # one: many axes take seconds
+    axis.set_axis_off()
     for row in range(q):
         for column in range(k + 1):
-            axis = axes[row, column]
-            axis.imshow(images[row, column], cmap="gray", vmin=0, vmax=255)
-            axis.set(xticks=[], yticks=[])
-            label = None
-            if column == 0:
-                axis.set_xlabel("query", fontsize=7)
-                axis.spines[:].set_visible(False)
-                label = None if query_labels is None else int(query_labels[row])
-            else:
-                axis.set_xlabel(f"{float(similarity[row, column - 1]):.3f}", fontsize=7)
+            left, top = across * column + 0.06, down * row + 0.18
+            below, label, colour = "query", None if query_labels is None else int(query_labels[row]), None
+            if column:
+                below = f"{float(similarity[row, column - 1]):.3f}"
+                right = label
                 label = None if neighbour_labels is None else int(neighbour_labels[row, column - 1])
-                if known:
-                    right = label == int(query_labels[row])  # type: ignore[index]
-                    axis.spines[:].set(color="tab:green" if right else "tab:red", linewidth=3)
-            if label is not None:
-                axis.set_title(class_names[label] if class_names else str(label), fontsize=7, pad=3)
+                if right is not None and label is not None:
+                    colour = "tab:green" if label == right else "tab:red"
+            name = "" if label is None else class_names[label] if class_names else str(label)
+            place = (left, left + width, top + height, top)
+            axis.imshow(images[row, column], cmap="gray", vmin=0, vmax=255, extent=place, aspect="auto")
+            if colour:
+                axis.add_patch(Rectangle((left, top), width, height, fill=False, linewidth=3, edgecolor=colour))
+            axis.text(left + width / 2, top - 0.02, name, fontsize=7, ha="center", va="bottom")
+            axis.text(left + width / 2, top + height + 0.02, below, fontsize=7, ha="center", va="top")
+    axis.set(xlim=(0, across * (k + 1)), ylim=(down * q, 0))
     return figure

@@ -12,7 +12,7 @@ from pipelines.sources import Data
 def demo() -> Recipe:
     """SCE on synthetic shapes, ResNet-20: some minutes on two CPU cores.
 
-        python -m pipelines data shapes --to DIR
+        python -m pipelines data shapes --to DIR --images 4000
         python -m pipelines pretrain demo --data.train 'DIR/train-*.parquet' --data.test 'DIR/test-*.parquet' \\
             --run.workers 2
         python -m pipelines evaluate RUN knn
@@ -21,11 +21,11 @@ def demo() -> Recipe:
     """
     online = replace(views.strong("online", 32), blur=0.0, crop_scale=(0.3, 1.0))
     return Recipe(
-        method=Config(hidden=256, dim=128, queue=2048, momentum=0.99, momentum_end=0.99),
+        method=Config(coefficient=0.9, hidden=256, dim=128, queue=1024, momentum=0.95, momentum_end=0.95),
         backbone="resnet20",
         data=Data(size=32),
         views={"online": online, "target": replace(views.weak("target", 32), crop_scale=(0.3, 1.0))},
         optimizers={"model": Optimizer(lr=0.12, weight_decay=5e-4, warmup_epochs=1)},
-        epochs=4,
-        batch_size=128,
+        epochs=3,
+        batch_size=32,
     )
