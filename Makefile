@@ -6,7 +6,7 @@ DEMO := runs/demo-data
 .PHONY: demo test check clean
 
 demo: .venv/.installed
-	@test -f $(DEMO)/test-00000.parquet || $(BIN)/python -m pipelines data shapes --to $(DEMO) --images 3000
+	@test -f $(DEMO)/test-00000.parquet || $(BIN)/python -m pipelines data shapes --to $(DEMO) --images 3600
 	$(BIN)/python -m pipelines pretrain demo --data.train $(DEMO)/train-00000.parquet \
 		--data.test $(DEMO)/test-00000.parquet --run.workers 2 --run.name demo --run.resume
 	$(BIN)/python -m pipelines evaluate runs/demo knn retrieval

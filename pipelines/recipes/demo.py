@@ -12,7 +12,7 @@ from pipelines.sources import Data
 def demo() -> Recipe:
     """SCE on synthetic shapes, ResNet-20: some minutes on two CPU cores.
 
-        python -m pipelines data shapes --to DIR --images 3000
+        python -m pipelines data shapes --to DIR --images 3600
         python -m pipelines pretrain demo --data.train 'DIR/train-*.parquet' --data.test 'DIR/test-*.parquet' \\
             --run.workers 2
         python -m pipelines evaluate RUN knn
