@@ -1,0 +1,152 @@
+"""Grids: every figure where the paper has it, every cell a recipe that differs in what varies alone."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from methods.metrics.linear import Linear
+from pipelines.errors import UserError
+from pipelines.recipe import Recipe, find_recipe
+from tuning.grid import PROFILES, Profile, find_grid, grids, named, table
+
+DATASETS = ("cifar10", "cifar100", "stl10", "tinyimagenet")
+CELLS = {  # counted by hand in the papers
+    "ressl_table1": 80,
+    "ressl_table2": 80,
+    "ressl_table3": 8,
+    "ressl_table4": 56,
+    "ressl_table5": 8,
+    "ressl_table6": 28,
+    "sce_table1": 11,
+    "sce_table3": 10,
+    "sce_table4": 8,
+    "sce_table5": 18,
+    "sce_table6": 16,
+}
+
+
+def test_every_table_is_there_whole() -> None:
+    assert {name: len(grid.figures) for name, grid in grids().items()} == CELLS
+    assert all(name == grid.name for name, grid in grids().items())
+
+
+def printed(name: str) -> dict[Any, float]:
+    return {cell: figure for cell, figure in find_grid(name).figures.items() if figure is not None}
+
+
+def test_tables_agree_where_they_print_the_same_run() -> None:
+    """The papers repeat their default setting from table to table: a figure in a wrong place breaks that."""
+    one, two, three, four, five, six = (printed(f"ressl_table{n}") for n in range(1, 7))
+    for dataset, best, queue in zip(DATASETS, (0.04, 0.03, 0.03, 0.03), (4096, 4096, 16384, 16384), strict=True):
+        default = one[dataset, 0.1, best]
+        assert default == max(v for cell, v in one.items() if cell[0] == dataset)
+        assert default == three[dataset, "without"] == four["crop+flip", dataset]
+        assert default == five[dataset, "weak"] == six[queue, dataset]
+        assert five[dataset, "contrastive"] == four["crop+flip+jitter+grayscale+blur", dataset]
+        collapsed = [v for (d, tau_s, tau_t), v in two.items() if (d, tau_s) == (dataset, 0.1) and tau_t >= 0.08]
+        chance = {"cifar10": 10.0, "cifar100": 1.0, "stl10": 10.0, "tinyimagenet": 0.5}[dataset]
+        assert collapsed == pytest.approx([chance] * 3, abs=0.1)
+    one, three, four, five, six = (printed(f"sce_table{n}") for n in (1, 3, 4, 5, 6))
+    assert one[0.5,] == three[0.5, 0.5, 0.5, 0.05] == four["strong", "weak", "no"] == six[0.1, 0.05] == 82.94
+    assert one[1.0,] == three[1.0, 0.0, 0.0, 0.05] == three[1.0, 0.0, 0.0, 0.07]
+    assert one[0.0,] == three[0.0, 1.0, 1.0, 0.05]
+    assert three[0.5, 0.5, 0.5, 0.07] == six[0.1, 0.07] == five["sce", "imagenet100"] == max(six.values())
+    two, cited = printed("ressl_table2"), find_grid("sce_table5").cited
+    for dataset, tau_t in zip(DATASETS, (0.05, 0.04, 0.05, 0.04), strict=True):
+        assert cited["ressl", dataset] == two[dataset, 0.1, tau_t]
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_each_cell_is_a_recipe_of_its_own(name: str, profile: Profile) -> None:
+    grid = find_grid(name)
+    cells = grid.cells(profile)
+    found = [grid.recipe(cell, profile) for cell in cells]
+    for i, recipe in enumerate(found):
+        assert recipe not in found[:i], named(cells[i])
+
+
+def test_smoke_is_a_corner() -> None:
+    assert find_grid("sce_table6").cells("smoke") == [(0.1, 0.03), (0.1, 0.04), (0.2, 0.03), (0.2, 0.04)]
+    assert find_grid("sce_table1").cells("smoke") == [(0.0,), (0.1,)]
+    corner = find_grid("ressl_table1").cells("smoke")
+    assert corner == [("cifar10", s, t) for s in (0.1, 0.2) for t in (0.01, 0.02)]
+    assert all(1 < len(grid.cells("smoke")) <= 4 for grid in grids().values())
+
+
+@pytest.mark.parametrize(
+    ("grid", "cell", "recipe"),
+    [
+        *(("ressl_table1", (d, 0.1, 0.04 if d == "cifar10" else 0.03), f"ressl_{d}") for d in DATASETS),
+        *(("ressl_table3", (d, "without"), f"ressl_{d}") for d in DATASETS),
+        *(("ressl_table4", ("crop+flip", d), f"ressl_{d}") for d in DATASETS),
+        *(("ressl_table5", (d, "weak"), f"ressl_{d}") for d in DATASETS),
+        *(("ressl_table6", (4096.0 if d.startswith("cifar") else 16384.0, d), f"ressl_{d}") for d in DATASETS),
+        ("sce_table1", (0.5,), "sce_imagenet100"),
+        ("sce_table4", ("strong", "weak", "no"), "sce_imagenet100"),
+        ("sce_table6", (0.1, 0.05), "sce_imagenet100"),
+        ("sce_table5", ("moco", "cifar10"), "moco_cifar10"),
+        *(("sce_table5", ("sce", d), f"sce_{d}") for d in ("imagenet", *DATASETS)),
+    ],
+)
+def test_the_default_cell_is_the_papers_recipe(grid: str, cell: tuple, recipe: str) -> None:
+    assert find_grid(grid).recipe(cell, "paper") == normal(find_recipe(recipe))
+
+
+def normal(recipe: Recipe) -> Recipe:
+    """MoCo's constant momentum may be written out."""
+    if recipe.method_name == "moco" and recipe.method.momentum_end is None:
+        return replace(recipe, method=replace(recipe.method, momentum_end=recipe.method.momentum))
+    return recipe
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_smoke_corner_builds(name: str) -> None:
+    grid = find_grid(name)
+    for cell in grid.cells("smoke"):
+        recipe = grid.recipe(cell, "smoke")
+        recipe.build(recipe.facts(256, 10))
+
+
+def test_cells_are_picked_by_value() -> None:
+    grid = find_grid("sce_table1")
+    assert grid.picked("0.,0.5,1.") == [(0.0,), (0.5,), (1.0,)]
+    assert find_grid("sce_table6").picked("0.1/0.05, .2/.10") == [(0.1, 0.05), (0.2, 0.10)]
+    assert find_grid("ressl_table6").picked("4096/cifar10") == [(4096.0, "cifar10")]
+
+
+def test_what_is_not_there() -> None:
+    with pytest.raises(UserError, match="no grid sce_tabel1; did you mean sce_table1"):
+        find_grid("sce_tabel1")
+    with pytest.raises(UserError, match=r"sce_table6 has no cell 0\.1/0\.06x; did you mean 0\.1/0\.06"):
+        find_grid("sce_table6").picked("0.1/0.06x")
+    grid = find_grid("sce_table1")
+    with pytest.raises(ValueError, match=r"sce_table1: lam has no 0\.55"):
+        replace(grid, figures={(0.55,): 80.0})
+    with pytest.raises(ValueError, match="has 2 values, the axes are lam"):
+        replace(grid, figures={(0.5, 0.1): 80.0})
+    with pytest.raises(ValueError, match="every axis needs values"):
+        replace(grid, axes={"lam": ()}, figures={})
+
+
+def test_a_table_is_read_as_it_is_printed() -> None:
+    axes = {"a": ("x", "y"), "b": (1.0, 2.0, 3.0)}
+    assert table(axes, "1 - 3", "4 5 6") == {
+        ("x", 1.0): 1.0,
+        ("x", 2.0): None,
+        ("x", 3.0): 3.0,
+        ("y", 1.0): 4.0,
+        ("y", 2.0): 5.0,
+        ("y", 3.0): 6.0,
+    }
+    with pytest.raises(ValueError, match="1 rows of figures for 2"):
+        table(axes, "1 2 3")
+    with pytest.raises(ValueError):
+        table(axes, "1 2", "4 5 6")
+
+
+def test_a_grid_has_its_papers_protocol() -> None:
+    rates = {name: grid.linear.optimizer.lr for name, grid in grids().items()}
+    assert all(rate == (10.0 if name.startswith("ressl") else 30.0) for name, rate in rates.items())
+    assert find_grid("sce_table1").linear == Linear()

@@ -1,0 +1,168 @@
+"""Grids: a table of a paper as data, and the recipes that its cells are.
+
+A file of `tuning/grids/` holds a paper's `Grid`s as module variables; `grids()` finds them, so that a new one needs no
+registration.
+"""
+
+import importlib
+import itertools
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import tuning.grids
+from methods.metrics.linear import Linear
+from pipelines.errors import UserError
+from pipelines.recipe import Recipe, find_recipe, nearest
+
+Label = str | float
+Cell = tuple[Label, ...]
+"""A value of each axis, in the axes' order."""
+Axes = Mapping[str, tuple[Label, ...]]
+"""What varies, by the paper's symbol, and its values."""
+Profile = Literal["smoke", "small", "paper"]
+PROFILES: tuple[Profile, ...] = ("smoke", "small", "paper")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of a paper.
+
+    Raises:
+        ValueError: a figure for a cell that the axes do not have, or axes without values.
+    """
+
+    name: str
+    """`<paper>_table<n>`: what the command line calls it."""
+    paper: str
+    table: str
+    title: str
+    """What varies, in a few words."""
+    setting: str
+    """The paper's data and backbone: the heading of its column."""
+    axes: Axes
+    bases: Mapping[Profile, str]
+    """The recipe that cells are derived from, by profile; `{axis}` stands for the cell's value."""
+    derive: Callable[..., Recipe]
+    """(base, value of each axis) -> the cell's recipe. It sets the fields that vary and no other."""
+    figures: Mapping[Cell, float | None]
+    """The paper's, in percent, in the table's order. Its keys are the table's cells; None: the paper prints none."""
+    linear: Linear
+    """The protocol of the paper's figures."""
+    cited: Mapping[Cell, float] = field(default_factory=dict)
+    """Figures that the table prints beside its own: what others report of the same cell."""
+    metric: tuple[str, str] = ("linear", "top1")
+    """Protocol and figure of `evaluation.json` that stand beside the paper's."""
+    profiles: Mapping[Profile, Mapping[str, Any]] = field(default_factory=dict)
+    """Fields, as of `Recipe.with_`, in place of the profile's usual ones (`SCALES`)."""
+
+    def __post_init__(self) -> None:
+        if not self.axes or not all(self.axes.values()):
+            raise ValueError(f"{self.name}: every axis needs values")
+        for cell in (*self.figures, *self.cited):
+            self.check(cell)
+
+    def check(self, cell: Cell) -> None:
+        """Raises ValueError where an axis has not that value."""
+        if len(cell) != len(self.axes):
+            raise ValueError(f"{self.name}: {named(cell)} has {len(cell)} values, the axes are {', '.join(self.axes)}")
+        for value, (axis, values) in zip(cell, self.axes.items(), strict=True):
+            if value not in values:
+                raise ValueError(f"{self.name}: {axis} has no {named((value,))}, but {', '.join(map(str, values))}")
+
+    def cells(self, profile: Profile) -> list[Cell]:
+        """The table's cells; for `smoke` a corner: two values of each of the last two axes."""
+        if profile != "smoke":
+            return list(self.figures)
+        axes = list(self.axes.values())
+        corner = set(itertools.product(*(values[:1] for values in axes[:-2]), *(values[:2] for values in axes[-2:])))
+        return [cell for cell in self.figures if cell in corner]
+
+    def picked(self, text: str) -> list[Cell]:
+        """Cells by name: their values with a slash between, cells with a comma.
+
+        Raises:
+            UserError: no such cell; names the nearest.
+        """
+        known = {key(cell): cell for cell in self.figures}
+        names = {named(cell): cell for cell in self.figures}
+        cells = []
+        for name in text.split(","):
+            cell = known.get(tuple(_key(value) for value in name.strip().split("/")))
+            if cell is None:
+                raise UserError(
+                    f"{self.name} has no cell {name.strip()}{nearest(name.strip(), names)} "
+                    f"(a cell is {'/'.join(self.axes)}, such as {next(iter(names))})"
+                )
+            cells.append(cell)
+        return cells
+
+    def recipe(self, cell: Cell, profile: Profile) -> Recipe:
+        """What a cell trains: the base of the profile, scaled, then with what varies."""
+        values = dict(zip(self.axes, cell, strict=True))
+        base = find_recipe(self.bases[profile].format(**values))
+        scale = self.profiles.get(profile, SCALES[profile])
+        return self.derive(base.with_(**scale) if scale else base, **values)
+
+
+SCALES: Mapping[Profile, Mapping[str, Any]] = {
+    "smoke": {"backbone": "resnet20", "epochs": 2, "batch_size": 32, "data": {"limit": 256}},
+    "small": {"backbone": "resnet20", "epochs": 20, "data": {"limit": 10_000}},
+    "paper": {},
+}
+"""How a profile scales recipes: for tests; for an evening on a workstation; not at all."""
+
+
+def named(cell: Cell) -> str:
+    """`0.1/0.05`: a cell on the command line and in tables."""
+    return "/".join(f"{value:g}" if isinstance(value, float) else value for value in cell)
+
+
+def _key(value: Label) -> Label:
+    """Numbers by value, so that 0., 0.0 and 0 are one."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def key(cell: Cell) -> Cell:
+    return tuple(_key(value) for value in cell)
+
+
+def table(axes: Axes, *rows: str) -> dict[Cell, float | None]:
+    """Figures as the paper prints them: a row of the table for each value (or values) of all axes but the last.
+
+    Args:
+        axes: of the grid; the last runs along the rows.
+        rows: figures separated by blanks, `-` where the paper prints none; the first axis changes slowest.
+
+    Raises:
+        ValueError: another number of rows or of figures than the axes have.
+    """
+    *down, across = axes.values()
+    heads = list(itertools.product(*down))
+    if len(rows) != len(heads):
+        raise ValueError(f"{len(rows)} rows of figures for {len(heads)} of the axes")
+    figures: dict[Cell, float | None] = {}
+    for head, row in zip(heads, rows, strict=True):
+        for value, figure in zip(across, row.split(), strict=True):
+            figures[(*head, value)] = None if figure == "-" else float(figure)
+    return figures
+
+
+def grids() -> dict[str, Grid]:
+    """Every Grid of tuning/grids/, by name."""
+    modules = [
+        importlib.import_module(module.name)
+        for module in pkgutil.iter_modules(tuning.grids.__path__, f"{tuning.grids.__name__}.")
+    ]
+    return {grid.name: grid for module in modules for grid in vars(module).values() if isinstance(grid, Grid)}
+
+
+def find_grid(name: str) -> Grid:
+    known = grids()
+    if name not in known:
+        raise UserError(f"no grid {name}{nearest(name, known)} (python -m tuning list shows all)")
+    return known[name]

@@ -1,0 +1,1 @@
+"""Tables as data: one file a paper; every `Grid` in it is found by its name."""
