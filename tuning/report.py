@@ -1,0 +1,289 @@
+"""Reports of a sweep: our figures beside the paper's, rebuilt from the trials' folders at any time.
+
+A sweep's folder: `sweep.json` (what was asked for), `trials/<cell>-seed<n>/` (each the folder of a run, with
+`outcome.json` when it has ended), and what is made here: `results.csv`, `results.md`, `results.png`, `tensorboard/`.
+Figures are percents throughout.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pydantic
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from pipelines.errors import UserError
+from pipelines.storage import Folder
+from tuning.grid import Cell, Grid, Label, Profile, find_grid, key, named
+
+Status = Literal["finished", "collapsed", "failed"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """`sweep.json`."""
+
+    grid: str
+    profile: Profile
+    cells: tuple[Cell, ...]
+    seeds: int = 1
+
+    def write(self, folder: Folder) -> None:
+        folder.write("sweep.json", json.dumps(asdict(self), indent=2).encode())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`outcome.json`: how a trial ended."""
+
+    cell: Cell
+    seed: int
+    status: Status
+    figure: float | None = None
+    """In percent; chance level where the trial has collapsed, none where it failed."""
+    step: int | None = None
+    """The last one."""
+    error: str = ""
+
+    def write(self, folder: Folder) -> None:
+        folder.write("outcome.json", json.dumps(asdict(self), indent=2).encode())
+
+
+def read_sweep(folder: Folder) -> Sweep:
+    """Raises UserError where no sweep lies there."""
+    if not folder.exists("sweep.json"):
+        raise UserError(f"no sweep lies at {folder.path} (it has no sweep.json)")
+    try:
+        sweep = pydantic.TypeAdapter(Sweep).validate_json(folder.read("sweep.json"))
+    except pydantic.ValidationError as error:
+        raise UserError(f"{folder.path}/sweep.json does not fit this version of the project: {error}") from error
+    grid = find_grid(sweep.grid)
+    known = {key(cell): cell for cell in grid.figures}
+    try:
+        return Sweep(sweep.grid, sweep.profile, tuple(known[key(cell)] for cell in sweep.cells), sweep.seeds)
+    except KeyError as error:
+        raise UserError(f"{folder.path}/sweep.json has a cell that {sweep.grid} has not: {error}") from error
+
+
+def trial_name(cell: Cell, seed: int) -> str:
+    return f"{named(cell).replace('/', '_')}-seed{seed}"
+
+
+def outcomes(folder: Folder, sweep: Sweep) -> list[Outcome]:
+    """Of the trials that have ended, cell by cell."""
+    found = []
+    for cell in sweep.cells:
+        for seed in range(sweep.seeds):
+            trial = folder / "trials" / trial_name(cell, seed)
+            if trial.exists("outcome.json"):
+                outcome = pydantic.TypeAdapter(Outcome).validate_json(trial.read("outcome.json"))
+                found.append(Outcome(cell, **{k: v for k, v in asdict(outcome).items() if k != "cell"}))
+    return found
+
+
+def trials_frame(grid: Grid, ended: list[Outcome]) -> pd.DataFrame:
+    """A row a trial: the axes, `seed`, `status`, `ours`, `paper`, `step`, `error`."""
+    rows = [
+        {
+            **dict(zip(grid.axes, outcome.cell, strict=True)),
+            "seed": outcome.seed,
+            "status": outcome.status,
+            "ours": outcome.figure,
+            "paper": grid.figures[outcome.cell],
+            "step": outcome.step,
+            "error": outcome.error,
+        }
+        for outcome in ended
+    ]
+    return pd.DataFrame(rows, columns=[*grid.axes, "seed", "status", "ours", "paper", "step", "error"])
+
+
+def cells_frame(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> pd.DataFrame:
+    """A row a cell: the axes, `ours` (mean over seeds), `deviation`, `trials`, `mark`, `status`, `paper`, `cited`.
+
+    `deviation` is the sample standard deviation, of two trials at least; `mark` a star where a trial has collapsed;
+    `status` counts what did not finish.
+    """
+    rows = []
+    for cell in sweep.cells:
+        mine = [outcome for outcome in ended if outcome.cell == cell]
+        figures = [outcome.figure for outcome in mine if outcome.figure is not None]
+        counts = {s: sum(outcome.status == s for outcome in mine) for s in ("collapsed", "failed")}
+        waiting = sweep.seeds - len(mine)
+        marks = [f"{n} {s}" for s, n in (*counts.items(), ("to be run", waiting)) if n]
+        rows.append(
+            {
+                **dict(zip(grid.axes, cell, strict=True)),
+                "ours": np.mean(figures) if figures else np.nan,
+                "deviation": np.std(figures, ddof=1) if len(figures) > 1 else np.nan,
+                "trials": len(figures),
+                "mark": "*" if counts["collapsed"] else "",
+                "status": ", ".join(marks),
+                "paper": grid.figures[cell],
+                "cited": grid.cited.get(cell, np.nan),
+            }
+        )
+    return pd.DataFrame(rows).astype({"ours": float, "paper": float, "cited": float})
+
+
+def rank_correlation(cells: pd.DataFrame) -> float | None:
+    """Spearman's rho of our column and the paper's, over cells with both; None of fewer than three, or of constants."""
+    both = cells.dropna(subset=["ours", "paper"])
+    if len(both) < 3 or both["ours"].nunique() < 2 or both["paper"].nunique() < 2:
+        return None
+    return float(spearmanr(both["ours"], both["paper"]).statistic)
+
+
+def shown(value: Any, decimals: int = 2) -> str:
+    """A figure, `-` where there is none."""
+    return "-" if value is None or pd.isna(value) else f"{value:.{decimals}f}"
+
+
+def columns(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table, as text: for the terminal and for `results.md`.
+
+    A difference is printed only where the profile is the paper's own setting.
+    """
+    own = sweep.profile == "paper"
+    head = [*grid.axes, "ours", "deviation", "paper" if own else f"paper ({grid.setting})"]
+    head += ["difference"] if own else []
+    head += ["cited by it"] if cells["cited"].notna().any() else []
+    head += ["status"] if cells["status"].any() else []
+    rows = []
+    for _, row in cells.iterrows():
+        line = [named((row[axis],)) for axis in grid.axes]
+        line += [shown(row["ours"]), shown(row["deviation"]), shown(row["paper"])]
+        line += [shown(row["ours"] - row["paper"])] if own else []
+        line += [shown(row["cited"])] if "cited by it" in head else []
+        line += [row["status"]] if "status" in head else []
+        rows.append(line)
+    return head, rows
+
+
+def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
+    cells = cells_frame(grid, sweep, ended)
+    head, rows = columns(grid, sweep, cells)
+    rho = rank_correlation(cells)
+    lines = [
+        f"# {grid.paper}, {grid.table}: {grid.title}",
+        "",
+        f"`{grid.name}`, profile `{sweep.profile}`, {sweep.seeds} seed(s); {' '.join(grid.metric)} in percent.",
+        "",
+        *("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)),
+        "",
+        f"Rank correlation (Spearman) of our column and the paper's: {shown(rho)}.",
+    ]
+    failed = [outcome for outcome in ended if outcome.status == "failed"]
+    lines += ["", "Failed:", ""] if failed else []
+    lines += [f"- {named(outcome.cell)}, seed {outcome.seed}: {outcome.error}" for outcome in failed]
+    return "\n".join(lines) + "\n"
+
+
+# --------------------------------------------------------------------------------------------- picture
+
+
+def picture(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> Figure:
+    """Ours above the paper's: a line over one axis, a heat map over the last two for each value of those before.
+
+    Each panel has its own scale: what is compared is the shape. A star marks cells of which a trial has collapsed.
+    """
+    names = list(grid.axes)
+    first = list(dict.fromkeys(tuple(row) for row in cells[names[:-2]].itertuples(index=False)))
+    figure = Figure(figsize=(max(4.0 * len(first), 5.0), 6.4), dpi=120, layout="constrained")
+    panels = figure.subplots(2, len(first), squeeze=False)
+    sources = {"ours": f"ours, {sweep.profile}", "paper": grid.setting}
+    for line, (column, title) in zip(panels, sources.items(), strict=True):
+        for axis, values in zip(line, first, strict=True):
+            mine = cells if column == "ours" else cells.assign(mark="")
+            for name, value in zip(names[:-2], values, strict=True):
+                mine = mine[mine[name] == value]
+            if len(names) == 1:
+                _line(axis, mine, names[0], column)
+            else:
+                _heat(axis, mine, names[-2], names[-1], column, grid.axes)
+            star = ", * collapsed" if mine["mark"].any() else ""
+            axis.set_title(f"{title}: {named(values)}{star}" if values else f"{title}{star}", fontsize=9)
+    return figure
+
+
+def _line(axis: Axes, cells: pd.DataFrame, name: str, column: str) -> None:
+    x = cells[name] if all(isinstance(value, float) for value in cells[name]) else cells[name].astype(str)
+    deviation = cells["deviation"].fillna(0) if column == "ours" else None
+    axis.errorbar(
+        x, cells[column], yerr=deviation, marker="o", capsize=3, color="tab:blue" if column == "ours" else "gray"
+    )
+    for place, value, mark in zip(x, cells[column], cells["mark"], strict=True):
+        if mark:
+            axis.annotate(mark, (place, value), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=12)
+    axis.set(xlabel=name, ylabel="top-1, %")
+    axis.grid(alpha=0.3)
+
+
+def _heat(
+    axis: Axes, cells: pd.DataFrame, down: str, across: str, column: str, axes: Mapping[str, tuple[Label, ...]]
+) -> None:
+    rows = [value for value in axes[down] if (cells[down] == value).any()]
+    columns = [value for value in axes[across] if (cells[across] == value).any()]
+    figures, marks = (
+        cells.pivot(index=down, columns=across, values=what).reindex(index=rows, columns=columns)
+        for what in (column, "mark")
+    )
+    values = figures.to_numpy(float)
+    axis.imshow(np.ma.masked_invalid(values), cmap=matplotlib.colormaps["viridis"], aspect="auto")
+    middle = np.nanmean([np.nanmin(values), np.nanmax(values)]) if np.isfinite(values).any() else 0.0
+    for (row, place), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            text = f"{value:.1f}{str(marks.iat[row, place])}"
+            axis.text(place, row, text, ha="center", va="center", fontsize=7, color="wk"[int(value > middle)])
+    for ticks, labels in ((axis.set_xticks, columns), (axis.set_yticks, rows)):
+        ticks(range(len(labels)), [named((label,)) for label in labels], fontsize=7)
+    axis.tick_params(axis="x", rotation=45 if max(len(named((label,))) for label in columns) > 5 else 0)
+    axis.set(xlabel=across, ylabel=down)
+
+
+# ---------------------------------------------------------------------------------------------- report
+
+
+def report(folder: Folder) -> str:
+    """Makes all outputs anew from what lies in the folder. Returns `results.md`.
+
+    Raises:
+        UserError: no sweep lies there.
+    """
+    sweep = read_sweep(folder)
+    grid = find_grid(sweep.grid)
+    ended = outcomes(folder, sweep)
+    text = markdown(grid, sweep, ended)
+    folder.write("results.csv", trials_frame(grid, ended).to_csv(index=False).encode())
+    folder.write("results.md", text.encode())
+    buffer = io.BytesIO()
+    picture(grid, sweep, cells_frame(grid, sweep, ended)).savefig(buffer, format="png")
+    folder.write("results.png", buffer.getvalue())
+    hyperparameters(folder, grid, ended)
+    return text
+
+
+def hyperparameters(folder: Folder, grid: Grid, ended: list[Outcome]) -> None:
+    """For TensorBoard's HPARAMS tab: a table and parallel coordinates. Only where the folder is on a local disk."""
+    if folder.local is None:
+        return
+    for outcome in ended:
+        if outcome.figure is None:
+            continue
+        place = folder.local / "tensorboard" / trial_name(outcome.cell, outcome.seed)
+        for old in place.glob("events.*"):
+            old.unlink()
+        values = {**dict(zip(grid.axes, outcome.cell, strict=True)), "seed": outcome.seed}
+        with SummaryWriter(str(place)) as board:  # its add_hparams would write a second file
+            for summary in hparams(values, {"top1": outcome.figure}):
+                board.file_writer.add_summary(summary)
+            board.add_scalar("top1", outcome.figure)
