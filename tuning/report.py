@@ -242,7 +242,7 @@ def _heat(
     middle = np.nanmean([np.nanmin(values), np.nanmax(values)]) if np.isfinite(values).any() else 0.0
     for (row, place), value in np.ndenumerate(values):
         if np.isfinite(value):
-            text = f"{value:.1f}{str(marks.iat[row, place])}"
+            text = f"{value:.1f}{marks.iat[row, place]!s}"
             axis.text(place, row, text, ha="center", va="center", fontsize=7, color="wk"[int(value > middle)])
     for ticks, labels in ((axis.set_xticks, columns), (axis.set_yticks, rows)):
         ticks(range(len(labels)), [named((label,)) for label in labels], fontsize=7)
