@@ -466,7 +466,3 @@ def peak_resident() -> float:
     if found:
         return int(found[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-BENCHMARKS: dict[str, Any] = {"feed": (BenchFeed, feed), "step": (BenchStep, step)}
-"""Name -> (options, function): `python -m pipelines bench NAME` prints what the function returns."""

@@ -21,10 +21,14 @@ class Board:
         self._now: dict[str, Any] = {}
         self._failure: str | None = None
         self._crashes: set[str] = set()
+        self._furthest = 0
         self._lines: list[str] = []
 
     def say(self, now: dict[str, Any]) -> None:
         self._now = now
+        if now["step"] > self._furthest:
+            self._furthest = now["step"]
+            self._crashes.clear()
 
     def note(self, line: str) -> None:
         self._lines.append(line)
@@ -40,7 +44,7 @@ class Board:
         return self._failure
 
     def crash(self, text: str) -> None:
-        """An exception that is no one's fault yet. The same one twice would come again: it is a failure."""
+        """An exception that is no one's fault yet. The same one twice, and no step further, is a failure."""
         if text in self._crashes:
             self.fail(f"training failed twice alike: {text}")
         self._crashes.add(text)

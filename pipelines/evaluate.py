@@ -6,6 +6,7 @@ method. The frozen backbone is in eval mode everywhere.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -265,7 +266,8 @@ def subject(target: str, options: Options) -> Subject:
     weights = {k.removeprefix("backbone."): v for k, v in state["method"].items() if k.startswith("backbone.")}
     trained.load_state_dict(weights)
     initial = [recipe.backbone, recipe.batch_norm == "none", recipe.seed]
-    return Subject(trained, random, folder, "", image[-1], recipe, state["step"], initial)
+    size = min(image[-1], options.data.size)  # of a larger view the decoded image has not more
+    return Subject(trained, random, folder, "", size, recipe, state["step"], initial)
 
 
 def exported(path: Path, options: Options) -> Subject:
@@ -337,6 +339,7 @@ def evaluate(target: str, protocols: list[str], options: Options) -> dict[str, A
         for name in protocols:
             measure(name, ready, it, figures, known)
             it.folder.write(f"{it.prefix}evaluation.json", json.dumps(figures, indent=2).encode())
+            known = read_json(storage, "baselines.json") | known  # other runs are evaluated beside this one
             storage.write("baselines.json", json.dumps(known, indent=2).encode())
     print_table(figures, protocols, it)
     return figures
@@ -404,7 +407,8 @@ def linear_with_views(ready: Ready, it: Subject) -> dict[str, float]:
     """Linear classifier trained on crops and flips through the frozen backbone, by the training loop.
 
     The crop is a resized one of 8% to 100% of the area (torchvision's default, as MoCo's code; the papers name the
-    "standard protocol"). A run of its own under `<run>/evaluation/linear`, which a second call goes on with.
+    "standard protocol"). A run of its own under `<run>/evaluation`, named by step and settings, with which a second
+    call goes on.
     """
     from pipelines.pretrain import pretrain
 
@@ -424,9 +428,17 @@ def linear_with_views(ready: Ready, it: Subject) -> dict[str, float]:
         batch_norm="global" if it.recipe.batch_norm != "none" else "none",
         start_from=it.folder.uri,
     )
-    name = f"linear-{it.step}"
+    digest = hashlib.sha256(dataclasses.replace(recipe, start_from=None).to_json().encode()).hexdigest()
+    name = f"linear-{it.step}-{digest[:8]}"
     storage = it.folder / "evaluation"
-    run = Run(storage=storage.uri, name=name, resume=storage.exists(name), workers=options.workers, keep=1)
+    run = Run(
+        storage=storage.uri,
+        name=name,
+        resume=storage.exists(name),
+        workers=options.workers,
+        device=options.device,
+        keep=1,
+    )
     folder = pretrain(recipe, run, "linear")
     state, _ = Checkpoints(folder / "checkpoints").newest()
     weights = state["method"] if state else {}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from methods.backbones import Backbone
 from pipelines.errors import UserError
-from pipelines.feed import Decode, Share, epoch_plan, piecewise
+from pipelines.feed import Decode, Share, blocks_of, epoch_plan, piecewise
 from pipelines.sources import Bad, Data, Source, check_bad, selected
 
 PIXEL_BYTES = 2 * 2**30  # raw pixels beyond this are taken of images scaled down to 32 px
@@ -120,7 +120,7 @@ def extract(
     bad: list[Bad] = []
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"features of {what}", total=len(wanted))
-        for block in embedded.iter_batches(batch_size=None, batch_format="numpy"):
+        for block in blocks_of(embedded):
             good = block["bad"] == ""
             bad += Decode.broken(block)
             check_bad(bad, len(wanted), data.max_bad)

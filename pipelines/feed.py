@@ -264,7 +264,7 @@ class StreamFeed:
         dataset.context.execution_options = ExecutionOptions(
             preserve_order=True, resource_limits=ExecutionResources(cpu=self.cpus)
         )
-        yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        yield from blocks_of(dataset)
 
 
 def piecewise(
@@ -273,7 +273,9 @@ def piecewise(
     """A Ray Dataset of `stage` over lists of pieces, a Ray Data task for each list, of at most `most` rows."""
     import ray
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # a UserError in a stage stays one
     work = tasks(pieces, most)
     numbers = ray.data.from_items([{"task": i} for i in range(len(work))], override_num_blocks=len(work))
     listed = ray.put(work)
@@ -282,6 +284,18 @@ def piecewise(
         return stage(ray.get(listed)[int(batch["task"][0])])
 
     return numbers.map_batches(run, batch_size=1, num_cpus=task_cpus)  # type: ignore[arg-type]
+
+
+def blocks_of(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
+    """The blocks of a Ray Dataset.
+
+    Raises:
+        UserError: a stage raised one.
+    """
+    try:
+        yield from dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+    except UserError as error:  # of a class of Ray's, whose text is the whole trace
+        raise UserError(str(getattr(error, "cause", error))) from None
 
 
 def load_all(source: Source, pieces: list[Piece], size: int) -> Loaded:
@@ -368,7 +382,7 @@ def survey(source: Source, wanted: np.ndarray, data: Data, *, keep: bool, what: 
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"reading {what}", total=len(wanted))
         dataset = piecewise(pieces, Decode(source, data.size, keep), task_cpus=1)
-        for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        for block in blocks_of(dataset):
             good = block["bad"] == ""
             bad += Decode.broken(block)
             check_bad(bad, len(wanted), data.max_bad)

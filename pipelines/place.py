@@ -77,6 +77,11 @@ def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) 
         )
     feed = ("resident" if fits else "stream") if run.feed == "auto" else run.feed
     spare = cpus - run.workers * run.cpus
+    if spare < 0:
+        raise UserError(
+            f"{run.workers} workers of {run.cpus:g} CPUs are more than the cluster's {cpus:g}: "
+            f"give --run.cpus {cpus / run.workers:.2g}, or fewer --run.workers"
+        )
     if feed == "stream" and spare < 1:
         raise UserError(
             f"{run.workers} workers of {run.cpus:g} CPUs leave {spare:g} of {cpus:g} CPUs to the data stages, which "

@@ -58,6 +58,8 @@ def pretrain(recipe: Recipe, run: Run, name: str) -> Folder:
             f"of {recipe.batch_size} ({len(found.usable) - steps * recipe.batch_size} images a epoch left over), "
             f"{run.workers} {place.device} worker(s), {place.feed} feed, views on {place.views_on}"
         )
+        if recipe.batch_norm == "shuffle" and run.workers == 1:
+            console.print("[yellow]one worker has no other to shuffle batch norm with: give --batch-norm split:8[/]")
         for turn, spec in recipe.optimizers.items():
             if spec.warmup_epochs > recipe.epochs:
                 console.print(
@@ -118,6 +120,13 @@ def check_build(recipe: Recipe, facts: Facts, folder: Folder) -> dict[str, Any] 
         console.print(f"[yellow]{line}[/]")
     if state is not None:
         training.load_state({**state, "steps_per_epoch": 1})
+        done = state["step"] // state["steps_per_epoch"]
+        if done > recipe.epochs:
+            raise UserError(
+                f"the run at {folder.path} has {done} epochs behind it, more than --epochs {recipe.epochs}: "
+                "give as many or more, or another --run.name"
+            )
+        return None
     return start_from(recipe, method) if recipe.start_from else None
 
 
@@ -130,6 +139,8 @@ def write_settings(
         "rows": facts.samples,
         "classes": facts.classes,
     }
+    if recipe.start_from and taken is None:  # a run that goes on began from what it took then
+        taken = json.loads(folder.read("run.json")).get("started_from") if folder.exists("run.json") else None
     folder.write("recipe.json", recipe.to_json().encode())
     settings = {"recipe": name, **dataclasses.asdict(run), "found": data, "started_from": taken}
     settings["torch"] = torch.__version__
@@ -140,12 +151,16 @@ def probe_blocks(recipe: Recipe, run: Run, found: Survey) -> dict[str, Any] | No
     """Images for the online kNN: at most 5,000 for training and 2,000 for the test, evenly spaced."""
     if not run.knn_epochs:
         return None
-    if not recipe.data.test or not len(found.label) or found.label.max() < 0:
-        raise UserError("--run.knn-epochs needs labels and --data.test: give both, or leave it out")
+    labelled = found.usable[found.label >= 0]
+    if not recipe.data.test or len(labelled) < 20:
+        raise UserError(
+            f"--run.knn-epochs needs --data.test and 20 labelled images, of which there are {len(labelled)}: "
+            "give both, or leave it out"
+        )
     parts = {}
     for part, pattern, most in (("train", recipe.data.train, 5000), ("test", recipe.data.test, 2000)):
         source = open_source(pattern, recipe.data)
-        rows = found.usable if part == "train" else selected(source, None)
+        rows = labelled if part == "train" else selected(source, None)
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
         parts[part] = survey(source, rows, recipe.data, keep=True, what=pattern).blocks
     return parts

@@ -127,6 +127,11 @@ class Run:
         for name in ("workers", "checkpoint_epochs", "keep", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is at least 1, got {getattr(self, name)}")
+        for name in ("threads", "retries", "checkpoint_steps", "stop_epoch", "knn_epochs"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"run.{name} is 0 or more, got {getattr(self, name)}")
+        if self.cpus <= 0:
+            raise ValueError(f"run.cpus is above 0, got {self.cpus}")
 
 
 def _replaced(value: Any, fields: dict[str, Any]) -> Any:

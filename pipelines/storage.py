@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ def open_folder(uri: str) -> "Folder":
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
-        raise UserError(f"--run.storage {uri} cannot be opened ({error}): give a path, or a URI as s3://") from error
+        raise UserError(f"{uri} cannot be opened ({error}): give a path, or a URI as s3://") from error
     return Folder(filesystem, path, uri.rstrip("/"))
 
 
@@ -57,7 +58,13 @@ class Folder:
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def exists(self, name: str) -> bool:
-        kind = self.filesystem.get_file_info(f"{self.path}/{name}").type
+        """Raises UserError where the storage can't be reached."""
+        try:
+            kind = self.filesystem.get_file_info(f"{self.path}/{name}").type
+        except OSError as error:
+            raise UserError(
+                f"cannot reach {self.uri} ({error}): check the address, the network and the keys"
+            ) from error
         return kind != pyarrow.fs.FileType.NotFound
 
     def read(self, name: str) -> bytes:
@@ -70,14 +77,15 @@ class Folder:
         Raises:
             UserError: the storage can't be written, or is full.
         """
-        target, temporary = f"{self.path}/{name}", f"{self.path}/.{name}.tmp"
+        part = f".{name}.{uuid.uuid4().hex[:8]}.tmp"  # not that of another writer
+        target, temporary = f"{self.path}/{name}", f"{self.path}/{part}"
         try:
             self.filesystem.create_dir(self.path, recursive=True)
             with self.filesystem.open_output_stream(temporary) as stream:
                 stream.write(content)
             self.filesystem.move(temporary, target)
         except OSError as error:
-            self.delete(f".{name}.tmp")
+            self.delete(part)
             raise UserError(
                 f"cannot write {target} ({error}): free space there or choose another --run.storage; "
                 "what was written before is whole, and --run.resume goes on from it"

@@ -16,6 +16,7 @@ from methods.method import Batch, Clock, Facts
 from methods.metrics.knn import knn
 from methods.parts import set_batch_norm
 from pipelines.errors import UserError
+from pipelines.features import central
 from pipelines.feed import Feed, ResidentFeed, Share, StreamFeed, gathered
 from pipelines.loop import NotFinite, Training, collapse, train
 from pipelines.place import Place
@@ -84,9 +85,8 @@ def work(config: dict[str, Any]) -> None:
     except NotFinite as error:
         steps = Checkpoints(task.folder / "checkpoints").steps()
         good = f"step {steps[-1]} in {task.folder.path}/checkpoints" if steps else "none yet"
-        task.board.fail.remote(
-            f"{error}; the last good checkpoint is {good}: lower --optimizers.TURN.lr, or lengthen its warm-up"
-        )
+        told = f"{error}; the last good checkpoint is {good}: lower --optimizers.TURN.lr, or lengthen its warm-up"
+        ray.get(task.board.fail.remote(told))
     except UserError as error:
         ray.get(task.board.fail.remote(str(error)))
         raise
@@ -111,7 +111,9 @@ def rank_loop(task: Task) -> None:
         torch.set_float32_matmul_precision("high")
     torch.manual_seed(recipe.seed)
     method = recipe.build(task.facts)
-    if recipe.start_from:
+    checkpoints = Checkpoints(task.folder / "checkpoints", run.keep)
+    state, broken = checkpoints.newest()
+    if recipe.start_from and state is None:
         start_from(recipe, method)
     method = method.to(device).to(memory_format=torch.channels_last)
     method = set_batch_norm(method, recipe.batch_norm)
@@ -137,8 +139,6 @@ def rank_loop(task: Task) -> None:
         recipe.seed,
         place.precision,  # type: ignore[arg-type]
     )
-    checkpoints = Checkpoints(task.folder / "checkpoints", run.keep)
-    state, broken = checkpoints.newest()
     if state is not None:
         training.load_state(state)
     with Recorder(task, training, first=rank == 0) as recorder:
@@ -259,10 +259,12 @@ class Recorder:
         backbone = self.training.method.backbone
         was = backbone.training
         backbone.eval()
+        size = next(iter(self.task.facts.views.values()))[0][-1]  # what networks see, as in `evaluate`
         features, labels = {}, {}
         for part, blocks in (self.task.probe or {}).items():
             columns = gathered(blocks)
-            pieces = [backbone(images.to(self.training.device)) for images in columns["image"].split(500)]
+            images = central(columns["image"], min(size, columns["image"].shape[-1]))
+            pieces = [backbone(some.to(self.training.device)) for some in images.split(500)]
             features[part], labels[part] = torch.cat(pieces), columns["label"].to(self.training.device)
         backbone.train(was)
         return knn(features["train"], labels["train"], features["test"], labels["test"])["top1"]

@@ -52,6 +52,8 @@ class Grid:
     """The protocol of the paper's figures."""
     cited: Mapping[Cell, float] = field(default_factory=dict)
     """Figures that the table prints beside its own: what others report of the same cell."""
+    smoke: tuple[Cell, ...] = ()
+    """Cells of the profile `smoke`. None: the table's corner."""
     metric: tuple[str, str] = ("linear", "top1")
     """Protocol and figure of `evaluation.json` that stand beside the paper's."""
     profiles: Mapping[Profile, Mapping[str, Any]] = field(default_factory=dict)
@@ -60,7 +62,7 @@ class Grid:
     def __post_init__(self) -> None:
         if not self.axes or not all(self.axes.values()):
             raise ValueError(f"{self.name}: every axis needs values")
-        for cell in (*self.figures, *self.cited):
+        for cell in (*self.figures, *self.cited, *self.smoke):
             self.check(cell)
 
     def check(self, cell: Cell) -> None:
@@ -72,15 +74,17 @@ class Grid:
                 raise ValueError(f"{self.name}: {axis} has no {named((value,))}, but {', '.join(map(str, values))}")
 
     def cells(self, profile: Profile) -> list[Cell]:
-        """The table's cells; for `smoke` a corner: two values of each of the last two axes."""
+        """The table's cells; for `smoke` a corner: two values of each of the last two axes, unless `smoke` names it."""
         if profile != "smoke":
             return list(self.figures)
+        if self.smoke:
+            return list(self.smoke)
         axes = list(self.axes.values())
         corner = set(itertools.product(*(values[:1] for values in axes[:-2]), *(values[:2] for values in axes[-2:])))
         return [cell for cell in self.figures if cell in corner]
 
     def picked(self, text: str) -> list[Cell]:
-        """Cells by name: their values with a slash between, cells with a comma.
+        """Cells by name, each once: their values with a slash between, cells with a comma.
 
         Raises:
             UserError: no such cell; names the nearest.
@@ -96,7 +100,7 @@ class Grid:
                     f"(a cell is {'/'.join(self.axes)}, such as {next(iter(names))})"
                 )
             cells.append(cell)
-        return cells
+        return list(dict.fromkeys(cells))
 
     def recipe(self, cell: Cell, profile: Profile) -> Recipe:
         """What a cell trains: the base of the profile, scaled, then with what varies."""
@@ -164,5 +168,5 @@ def grids() -> dict[str, Grid]:
 def find_grid(name: str) -> Grid:
     known = grids()
     if name not in known:
-        raise UserError(f"no grid {name}{nearest(name, known)} (python -m tuning list shows all)")
+        raise UserError(f"no grid {name}{nearest(name, known)} (there are {', '.join(known)})")
     return known[name]

@@ -69,7 +69,8 @@ def read_sweep(folder: Folder) -> Sweep:
     grid = find_grid(sweep.grid)
     known = {key(cell): cell for cell in grid.figures}
     try:
-        return Sweep(sweep.grid, sweep.profile, tuple(known[key(cell)] for cell in sweep.cells), sweep.seeds)
+        cells = tuple(dict.fromkeys(known[key(cell)] for cell in sweep.cells))
+        return Sweep(sweep.grid, sweep.profile, cells, sweep.seeds)
     except KeyError as error:
         raise UserError(f"{folder.path}/sweep.json has a cell that {sweep.grid} has not: {error}") from error
 
@@ -85,7 +86,12 @@ def outcomes(folder: Folder, sweep: Sweep) -> list[Outcome]:
         for seed in range(sweep.seeds):
             trial = folder / "trials" / trial_name(cell, seed)
             if trial.exists("outcome.json"):
-                outcome = pydantic.TypeAdapter(Outcome).validate_json(trial.read("outcome.json"))
+                try:
+                    outcome = pydantic.TypeAdapter(Outcome).validate_json(trial.read("outcome.json"))
+                except pydantic.ValidationError as error:
+                    raise UserError(
+                        f"{trial.path}/outcome.json does not fit this version of the project: {error}"
+                    ) from error
                 found.append(Outcome(cell, **{k: v for k, v in asdict(outcome).items() if k != "cell"}))
     return found
 
@@ -184,7 +190,7 @@ def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
     ]
     failed = [outcome for outcome in ended if outcome.status == "failed"]
     lines += ["", "Failed:", ""] if failed else []
-    lines += [f"- {named(outcome.cell)}, seed {outcome.seed}: {outcome.error}" for outcome in failed]
+    lines += [f"- {named(outcome.cell)}, seed {outcome.seed}: {' '.join(outcome.error.split())}" for outcome in failed]
     return "\n".join(lines) + "\n"
 
 

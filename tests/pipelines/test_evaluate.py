@@ -105,7 +105,8 @@ def test_linear_through_the_loop_leaves_the_backbone_alone(run: Path) -> None:
     chosen = options(run)
     figures = evaluate(str(run), ["linear"], replace(chosen, linear=replace(chosen.linear, augment="crop_flip")))
     assert 0 <= figures["linear"]["top1"] <= 1
-    state, _ = Checkpoints(open_folder(str(run / "evaluation" / "linear-4")) / "checkpoints").newest()
+    [folder] = (run / "evaluation").glob("linear-4-*")
+    state, _ = Checkpoints(open_folder(str(folder)) / "checkpoints").newest()
     before, _ = Checkpoints(open_folder(str(run)) / "checkpoints").newest()
     assert state is not None and before is not None
     for name, value in state["method"].items():

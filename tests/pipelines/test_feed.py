@@ -135,3 +135,7 @@ def test_survey_names_broken_rows_and_stops_at_too_many(ray_cluster: None, tmp_p
     source, data = source_of(tmp_path / "many.parquet")
     with pytest.raises(UserError, match=r"of 200 rows are broken.*many\.parquet:"):
         survey(source, selected(source, None), data, keep=False, what="x")
+    (tmp_path / "many.parquet").unlink()
+    with pytest.raises(UserError, match=r"many\.parquet cannot be read \(part") as caught:
+        survey(source, selected(source, None), data, keep=False, what="x")
+    assert "Traceback" not in str(caught.value)

@@ -1,7 +1,7 @@
 """ReSSL (Zheng et al., the journal version, arXiv 2203.08717), section 4: linear evaluation, ResNet-18, 200 epochs.
 
-Tables 2 to 6 take "the best temperature setting from Table 1", which the recipes have: .04 on CIFAR-10, else .03.
-The text swaps the names of Tables 4 and 5; here they have those of their captions.
+Tables 4 to 6 take "the best temperature setting from Table 1", which the recipes have: .04 on CIFAR-10, else .03. So
+does Table 3, by its figures.
 """
 
 from collections.abc import Callable

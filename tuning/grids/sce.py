@@ -13,7 +13,12 @@ from tuning.grid import Axes, Cell, Grid, table
 
 
 def grid(
-    number: int, title: str, derive: Callable[..., Recipe], axes: Axes, figures: Mapping[Cell, float | None]
+    number: int,
+    title: str,
+    derive: Callable[..., Recipe],
+    axes: Axes,
+    figures: Mapping[Cell, float | None],
+    smoke: tuple[Cell, ...] = (),
 ) -> Grid:
     return Grid(
         name=f"sce_table{number}",
@@ -25,6 +30,7 @@ def grid(
         bases={"smoke": "sce_cifar10", "small": "sce_cifar10", "paper": "sce_imagenet100"},
         derive=derive,
         figures=figures,
+        smoke=smoke,
         linear=Linear(),
     )
 
@@ -104,6 +110,7 @@ table3 = grid(
     three_terms,
     {"lam": (1.0, 0.5, 0.0), "mu": (0.0, 0.5, 1.0), "eta": (0.0, 0.5, 1.0), "tau_m": (0.05, 0.07)},
     {(*terms, tau_m): row[i] for terms, row in TERMS.items() for i, tau_m in enumerate((0.05, 0.07))},
+    smoke=((0.5, 0.5, 0.0, 0.05), (0.5, 0.5, 0.5, 0.05), (0.5, 0.5, 0.5, 0.07)),
 )
 
 table4 = grid(
@@ -146,6 +153,7 @@ table5 = Grid(
         "70.2 81.58 90.20 64.01 89.05 49.47",
         "70.5 83.37 90.34 65.45 89.94 51.90",
     ),
+    smoke=(("moco", "cifar10"), ("ressl", "cifar10"), ("sce", "cifar10")),
     linear=Linear(),
     cited={
         ("moco", "imagenet"): 67.5,
