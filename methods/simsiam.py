@@ -13,6 +13,7 @@ Legend: B batch, D projection.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ class Config:
     """d, width of z and p."""
     predictor_hidden: int = 512
     """Width of the predictor's hidden layer: a bottleneck."""
+    stop_gradient: bool = True
+    """Off, as in section 4.1: both sides move, and the outputs collapse."""
     fix_predictor_lr: bool = True
     """The predictor's learning rate does not decay: Table 1 (c), 68.1 against 67.7 with decay; the form that the
     paper's later studies use."""
@@ -44,17 +47,17 @@ class Config:
             raise ValueError(f"method.layers is at least 1, got {self.layers}")
 
 
-def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+def negative_cosine(prediction: Tensor, target: Tensor, *, stop_gradient: bool = True) -> Tensor:
     """Eq. 1 and 3: D(p, stopgrad(z)) = -cos(p, z), mean over the batch.
 
     Args:
         prediction: p (B, D), of any length; carries the gradient.
-        target: z (B, D), of any length; its gradient is stopped.
+        target: z (B, D), of any length; its gradient is stopped, unless told otherwise.
 
     Returns:
         Scalar in [-1, 1].
     """
-    return -F.cosine_similarity(prediction, target.detach(), dim=1).mean()
+    return -F.cosine_similarity(prediction, target.detach() if stop_gradient else target, dim=1).mean()
 
 
 class SimSiam(Method):
@@ -70,7 +73,8 @@ class SimSiam(Method):
     def forward(self, batch: Batch, clock: Clock, turn: str) -> Step:
         z1, z2 = (self.projector(self.backbone(batch[view])).float() for view in ("online", "target"))  # (B, D)
         p1, p2 = (self.predictor(z).float() for z in (z1, z2))  # (B, D)
-        return Step((negative_cosine(p1, z2) + negative_cosine(p2, z1)) / 2, {})
+        loss = partial(negative_cosine, stop_gradient=self.config.stop_gradient)
+        return Step((loss(p1, z2) + loss(p2, z1)) / 2, {})
 
     def parameters_of(self, turn: str) -> list[dict[str, Any]]:
         """Groups: backbone and projector; the predictor, with `"constant": True` under `fix_predictor_lr`."""

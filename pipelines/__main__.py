@@ -2,17 +2,16 @@
 
 import json
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.errors import UserError
-from pipelines.recipe import Recipe, Run, find_recipe, method_modules, nearest, recipes
+from pipelines.command_line import chosen, parsed, run
+from pipelines.recipe import Recipe, Run, find_recipe, method_modules, recipes
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def data(arguments: list[str]) -> None:
     """Fetches a dataset with torchvision, or takes it from a folder, or synthesises it; writes Parquet."""
     from pipelines import datasets
 
-    name, rest = chosen("data", "dataset", arguments, datasets.NAMES)
+    name, rest = chosen("pipelines data", "dataset", arguments, datasets.NAMES)
     options = parsed(datasets.DatasetOptions, None, rest, f"python -m pipelines data {name}")
     datasets.write(name, options)
 
@@ -56,7 +55,7 @@ def pretrain(arguments: list[str]) -> None:
     """Runs a recipe: python -m pipelines pretrain RECIPE [--FIELD VALUE ...] [--run.FIELD VALUE ...]"""
     from pipelines.pretrain import pretrain as run_recipe
 
-    name, rest = chosen("pretrain", "recipe", arguments, recipes())
+    name, rest = chosen("pipelines pretrain", "recipe", arguments, recipes())
     default = Pretrain(find_recipe(name))
     options = parsed(Pretrain, default, rest, f"python -m pipelines pretrain {name}", recipes()[name].__doc__)
     folder = run_recipe(options.recipe, options.run, name)
@@ -101,7 +100,7 @@ def bench(arguments: list[str]) -> None:
     """Measures our feeds beside a torch DataLoader, or our step beside a bare loop: bench feed|step; JSON on stdout."""
     from pipelines import bench as benchmarks
 
-    what, rest = chosen("bench", "benchmark", arguments, ("feed", "step"))
+    what, rest = chosen("pipelines bench", "benchmark", arguments, ("feed", "step"))
     program = f"python -m pipelines bench {what}"
     if what == "feed":
         figures = benchmarks.feed(parsed(benchmarks.BenchFeed, None, rest, program))
@@ -110,52 +109,11 @@ def bench(arguments: list[str]) -> None:
     print(json.dumps(figures, indent=2))
 
 
-T = TypeVar("T")
-
-
-def parsed(kind: type[T], default: T | None, arguments: list[str], program: str, description: str | None = None) -> T:
-    """Options from the command line; a value that a dataclass refuses is a clear error."""
-    try:
-        known = tyro.MISSING_NONPROP if default is None else default
-        return tyro.cli(kind, default=known, args=arguments, prog=program, description=description)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def chosen(command: str, what: str, arguments: list[str], known: Iterable[str]) -> tuple[str, list[str]]:
-    """The first argument, which is one of `known`, and the rest."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: python -m pipelines {command} {what.upper()} [OPTIONS]\n\n{what}s: {', '.join(known)}\n")
-        print(f"python -m pipelines {command} {what.upper()} --help shows its options")
-        raise SystemExit(0 if arguments else 2)
-    name = arguments[0]
-    if name not in known:
-        raise UserError(f"no {what} {name}{nearest(name, known)} (there are {', '.join(known)})")
-    return name, arguments[1:]
-
-
 COMMANDS = {"list": list_, "data": data, "pretrain": pretrain, "evaluate": evaluate, "export": export, "bench": bench}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] not in COMMANDS:
-        asked = not arguments or arguments[0] in ("-h", "--help")
-        if not asked:
-            print(f"no command {arguments[0]}", file=sys.stderr)
-        print("usage: python -m pipelines COMMAND [OPTIONS]\n", file=sys.stdout if asked else sys.stderr)
-        for name, command in COMMANDS.items():
-            print(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
-        return 0 if arguments and asked else 2
-    try:
-        COMMANDS[arguments[0]](arguments[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+    return run("pipelines", COMMANDS, sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ class Board:
         self._lines: list[str] = []
 
     def say(self, now: dict[str, Any]) -> None:
-        self._now = now
+        """`step`, and whatever else is new: `loss` and `speed`, or what an epoch's end has shown."""
+        self._now = self._now | now
         if now["step"] > self._furthest:
             self._furthest = now["step"]
             self._crashes.clear()

@@ -89,6 +89,10 @@ class Options:
     workers: int = 1
     """Training processes of `linear` with augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus: float = 1.0
+    """GPUs that Ray reserves for a task, or for a worker of `linear`."""
+    share: float = 1.0
+    """Share of the cluster that `linear` with augmentation may count on."""
     address: str | None = None
     """The Ray cluster. None: the one in the environment, else one of this machine."""
 
@@ -314,7 +318,7 @@ def evaluate(target: str, protocols: list[str], options: Options) -> dict[str, A
     train, test = open_source(options.data.train, options.data), open_source(options.data.test, options.data)
     check_classes(train, test)
     with cluster(options.address) as resources:
-        device = "cuda" if options.device != "cpu" and resources.get("GPU", 0) >= 1 else "cpu"
+        device = "cuda" if options.device != "cpu" and resources.get("GPU", 0) >= options.gpus else "cpu"
         networks = {"trained": it.backbone, **({"random_init": it.random} if it.random else {})}
         train_features, test_features = (
             extract(
@@ -326,6 +330,7 @@ def evaluate(target: str, protocols: list[str], options: Options) -> dict[str, A
                 what=pattern or "",
                 resources=resources,
                 device=device,
+                gpus=options.gpus,
             )
             for source, limit, pattern in (
                 (train, options.data.limit, options.data.train),
@@ -437,6 +442,8 @@ def linear_with_views(ready: Ready, it: Subject) -> dict[str, float]:
         resume=storage.exists(name),
         workers=options.workers,
         device=options.device,
+        gpus=options.gpus,
+        share=options.share,
         keep=1,
     )
     folder = pretrain(recipe, run, "linear")

@@ -96,6 +96,7 @@ def extract(
     what: str,
     resources: Mapping[str, float],
     device: str,
+    gpus: float = 1.0,
     raw: bool = True,
 ) -> Features:
     """Features of each network, and raw pixels, in one pass over (`limit` evenly spaced rows of) a source.
@@ -113,7 +114,7 @@ def extract(
     decoded = piecewise(pieces, Decode(source, data.size, keep=True), task_cpus=min(1.0, cpus / 2))
     embed = Embed(ray.put(dict(networks)), crop, pixels, device)
     embedded = decoded.map_batches(
-        embed, batch_size=None, num_cpus=min(1.0, cpus / 2), num_gpus=1 if device == "cuda" else None
+        embed, batch_size=None, num_cpus=min(1.0, cpus / 2), num_gpus=gpus if device == "cuda" else None
     )
     names = [*networks, *(["raw_pixels"] if pixels else [])]
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("index", "label", *names)}

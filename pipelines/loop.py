@@ -195,7 +195,7 @@ def train(
     checkpoint_steps: int = 0,
     stop_epoch: int = 0,
     on_log: Callable[[Clock, dict[str, float]], None] = lambda clock, values: None,
-    on_epoch: Callable[[Clock, Batch], None] = lambda clock, batch: None,
+    on_epoch: Callable[[Clock, Batch], bool] = lambda clock, batch: False,
     on_first: Callable[[Batch], None] = lambda batch: None,
     checkpoint: Callable[[bool], None] = lambda end_of_epoch: None,
     features: Callable[[], tuple[Tensor, Tensor]] | None = None,
@@ -206,7 +206,8 @@ def train(
         log_steps: steps between two readings of the meter (each is one sync of host and device, and of the ranks).
         stop_epoch: if above 0, stop there, before the schedule's end.
         on_log: gets the clock of the last step done and the means since the reading before.
-        on_epoch: gets the clock after the epoch's last step, and that step's batch.
+        on_epoch: gets the clock after the epoch's last step, and that step's batch. Where it says True, on any rank,
+            all stop, after their checkpoint.
         on_first: gets the first batch.
         checkpoint: called at the end of each epoch (True) and each `checkpoint_steps` (False), on all ranks, once
             the steps before are known to be finite.
@@ -238,9 +239,18 @@ def train(
                 rates = {f"lr.{turn}" if several else "lr": rate for turn, rate in training.rates.items()}
                 on_log(clock, values | rates | memory())
             if save:
-                if end:
-                    on_epoch(training.clock(), batch)
+                stop = end and on_any_rank(on_epoch(training.clock(), batch), training.device)
                 checkpoint(end)
+                if stop:
+                    return
+
+
+def on_any_rank(said: bool, device: torch.device) -> bool:
+    if world_size() == 1:
+        return said
+    flag = torch.tensor(float(said), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

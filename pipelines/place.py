@@ -60,20 +60,24 @@ class Place:
 
 def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) -> Place:
     """Decides what is `auto`, and refuses what would hang: Ray waits in silence for what a cluster does not have."""
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    device = ("cuda" if gpus >= run.workers else "cpu") if run.device == "auto" else run.device
-    if device == "cuda" and gpus < run.workers:
-        raise UserError(f"{run.workers} workers need as many GPUs, the cluster has {gpus:g}: lower --run.workers")
+    cpus, gpus, store = (
+        round(run.share * resources.get(name, 0.0), 6) for name in ("CPU", "GPU", "object_store_memory")
+    )
+    needed = run.workers * run.gpus
+    device = ("cuda" if gpus >= needed else "cpu") if run.device == "auto" else run.device
+    if device == "cuda" and gpus < needed:
+        raise UserError(
+            f"{run.workers} workers of {run.gpus:g} GPUs are more than the cluster's {gpus:g}: lower --run.workers"
+        )
     if device == "cpu" and run.workers > cpus:
         raise UserError(f"{run.workers} workers need as many CPUs, the cluster has {cpus:g}: lower --run.workers")
     image = len(recipe.data.mean) * recipe.data.size**2
-    memory = psutil.virtual_memory()
-    fits = samples * image * (run.workers + 1) < 0.4 * memory.available
-    fits = fits and samples * image < 0.8 * resources.get("object_store_memory", 0.0)
+    memory = run.share * psutil.virtual_memory().available
+    fits = samples * image * (run.workers + 1) < 0.4 * memory and samples * image < 0.8 * store
     if run.feed == "resident" and not fits:
         raise UserError(
             f"{samples:,} images of {recipe.data.size} px for {run.workers} workers do not fit in memory "
-            f"({memory.available / 2**30:.1f} GiB free): give --run.feed stream, or --data.limit"
+            f"({memory / 2**30:.1f} GiB free): give --run.feed stream, or --data.limit"
         )
     feed = ("resident" if fits else "stream") if run.feed == "auto" else run.feed
     spare = cpus - run.workers * run.cpus

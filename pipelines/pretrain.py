@@ -9,6 +9,8 @@ import json
 import tempfile
 import traceback
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,14 @@ from pipelines.sources import Source, open_source, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
 from pipelines.worker import Task, start_from, work
 
+Follow = Callable[[Any, int, int], AbstractContextManager[None]]
+"""(board, epochs, steps of an epoch) -> what is around the training and shows what the board says."""
 
-def pretrain(recipe: Recipe, run: Run, name: str) -> Folder:
+
+def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Folder:
     """Runs `recipe` at the place `run`; `name` is the recipe's. Returns the run's folder.
+
+    A run that has collapsed (`Run.collapse_std`) leaves `collapsed.json` there, and does not go on.
 
     Raises:
         UserError: whatever the user can mend, before anything is started where that is possible.
@@ -68,8 +75,19 @@ def pretrain(recipe: Recipe, run: Run, name: str) -> Folder:
                 )
         write_settings(folder, recipe, run, name, facts, found, taken)
         probe = probe_blocks(recipe, run, found)
-        fit(recipe, run, place, folder, facts, source, found, probe, steps)
+        if not has_collapsed(folder, run):
+            fit(recipe, run, place, folder, facts, source, found, probe, steps, follow)
+        if has_collapsed(folder, run):
+            found_at = json.loads(folder.read("collapsed.json"))
+            console.print(
+                f"[yellow]features have collapsed at step {found_at['step']}: feature_std "
+                f"{found_at['feature_std']:.3g} is below --run.collapse-std {run.collapse_std:g}; stopped[/]"
+            )
     return folder
+
+
+def has_collapsed(folder: Folder, run: Run) -> bool:
+    return run.collapse_std > 0 and folder.exists("collapsed.json")
 
 
 def claim(folder: Folder, recipe: Recipe, run: Run) -> None:
@@ -176,6 +194,7 @@ def fit(
     found: Survey,
     probe: dict[str, Any] | None,
     steps: int,
+    follow: Follow,
 ) -> None:
     """Ray Train's part: starts the workers, shows their progress, and turns their failures into a clear error."""
     import ray
@@ -197,11 +216,11 @@ def fit(
             scaling_config=ScalingConfig(
                 num_workers=run.workers,
                 use_gpu=place.device == "cuda",
-                resources_per_worker={"CPU": run.cpus} | ({"GPU": 1} if place.device == "cuda" else {}),
+                resources_per_worker={"CPU": run.cpus} | ({"GPU": run.gpus} if place.device == "cuda" else {}),
             ),
             run_config=storage,
         )
-        with shown(board, recipe.epochs, steps):
+        with follow(board, recipe.epochs, steps):
             try:
                 trainer.fit()
             except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C by leaving the process

@@ -95,6 +95,10 @@ class Run:
     """auto: one GPU a worker where the cluster has that many, else the CPU."""
     cpus: float = 0.5
     """CPUs that Ray reserves for a worker; what is left is for the data stages."""
+    gpus: float = 1.0
+    """GPUs that Ray reserves for a worker on GPUs; less than 1 lets runs of one worker share one."""
+    share: float = 1.0
+    """Share of the cluster that this run may count on; a sweep gives each of its trials the same."""
     feed: Literal["auto", "stream", "resident"] = "auto"
     """stream: nothing is ever held whole; resident: decoded once, uint8 in each worker's memory. auto: by size."""
     views_on: Literal["auto", "data", "device"] = "auto"
@@ -120,6 +124,9 @@ class Run:
     """Steps between two lines of metrics.jsonl."""
     knn_epochs: int = 0
     """If above 0, online kNN each so many epochs, on at most 5,000 training and 2,000 test images."""
+    collapse_std: float = 0.0
+    """If above 0, a run whose feature_std (1 isotropic, 0 collapsed) is below it at an epoch's end has collapsed: it
+    stops there, and leaves collapsed.json."""
     address: str | None = None
     """The Ray cluster. None: the one in the environment, else one of this machine."""
 
@@ -130,8 +137,13 @@ class Run:
         for name in ("threads", "retries", "checkpoint_steps", "stop_epoch", "knn_epochs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"run.{name} is 0 or more, got {getattr(self, name)}")
-        if self.cpus <= 0:
-            raise ValueError(f"run.cpus is above 0, got {self.cpus}")
+        for name in ("cpus", "gpus"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"run.{name} is above 0, got {getattr(self, name)}")
+        if self.gpus < 1 and self.workers > 1:
+            raise ValueError("run.gpus below 1 is for one worker: the workers of a run can't share a GPU")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"run.share is above 0 and at most 1, got {self.share}")
 
 
 def _replaced(value: Any, fields: dict[str, Any]) -> Any:

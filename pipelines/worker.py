@@ -241,10 +241,10 @@ class Recorder:
         loss = next(value for name, value in values.items() if name.startswith("loss"))
         self.task.board.say.remote({"step": step, "loss": loss, "speed": values["images_per_second"]})
 
-    def epoch(self, clock: Clock, batch: Batch) -> None:
-        """Monitors of the backbone, and the online kNN where it is due."""
+    def epoch(self, clock: Clock, batch: Batch) -> bool:
+        """Monitors of the backbone, and the online kNN where it is due. True: it has collapsed, and is to stop."""
         if not self.first:
-            return
+            return False
         method = self.training.method
         values = {f"features/{k}": v for k, v in collapse(method, self.task.facts, batch).items()}
         every = self.task.run.knn_epochs
@@ -253,6 +253,12 @@ class Recorder:
         self.file.write(json.dumps({"step": clock.step, "epoch": clock.epoch - 1, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, clock.step)
+        self.task.board.say.remote({"step": clock.step, "epoch": clock.epoch, **values})
+        stop = values["features/feature_std"] < self.task.run.collapse_std
+        if stop:
+            found = {"step": clock.step, **{name.removeprefix("features/"): v for name, v in values.items()}}
+            self.task.folder.write("collapsed.json", json.dumps(found, indent=2).encode())
+        return stop
 
     @torch.no_grad()
     def knn(self) -> float:

@@ -8,7 +8,7 @@ import importlib
 import itertools
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import tuning.grids
@@ -102,6 +102,13 @@ class Grid:
             cells.append(cell)
         return list(dict.fromkeys(cells))
 
+    def protocol(self, profile: Profile) -> Linear:
+        """Linear evaluation of a profile: the table's; in the smaller ones on features that are extracted once."""
+        if profile == "paper":
+            return self.linear
+        batch_size = 64 if profile == "smoke" else self.linear.batch_size
+        return replace(self.linear, augment="none", batch_size=batch_size)
+
     def recipe(self, cell: Cell, profile: Profile) -> Recipe:
         """What a cell trains: the base of the profile, scaled, then with what varies."""
         values = dict(zip(self.axes, cell, strict=True))
@@ -112,7 +119,7 @@ class Grid:
 
 SCALES: Mapping[Profile, Mapping[str, Any]] = {
     "smoke": {"backbone": "resnet20", "epochs": 2, "batch_size": 32, "data": {"limit": 256}},
-    "small": {"backbone": "resnet20", "epochs": 20, "data": {"limit": 10_000}},
+    "small": {"backbone": "resnet20", "epochs": 10, "data": {"limit": 10_000}},
     "paper": {},
 }
 """How a profile scales recipes: for tests; for an evening on a workstation; not at all."""

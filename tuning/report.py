@@ -8,7 +8,7 @@ Figures are percents throughout.
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import matplotlib
@@ -36,6 +36,10 @@ class Sweep:
     profile: Profile
     cells: tuple[Cell, ...]
     seeds: int = 1
+    data: dict[str, Any] = field(default_factory=dict)
+    """Fields of the recipes' `data` that were given in place of their own."""
+    labelled: str = ""
+    """Training images of the evaluation, where they are others."""
 
     def write(self, folder: Folder) -> None:
         folder.write("sweep.json", json.dumps(asdict(self), indent=2).encode())
@@ -53,6 +57,9 @@ class Outcome:
     step: int | None = None
     """The last one."""
     error: str = ""
+    random_init: float | None = None
+    """In percent, by the same protocol: the backbone before training."""
+    raw_pixels: float | None = None
 
     def write(self, folder: Folder) -> None:
         folder.write("outcome.json", json.dumps(asdict(self), indent=2).encode())
@@ -70,7 +77,7 @@ def read_sweep(folder: Folder) -> Sweep:
     known = {key(cell): cell for cell in grid.figures}
     try:
         cells = tuple(dict.fromkeys(known[key(cell)] for cell in sweep.cells))
-        return Sweep(sweep.grid, sweep.profile, cells, sweep.seeds)
+        return replace(sweep, cells=cells)
     except KeyError as error:
         raise UserError(f"{folder.path}/sweep.json has a cell that {sweep.grid} has not: {error}") from error
 
@@ -97,7 +104,7 @@ def outcomes(folder: Folder, sweep: Sweep) -> list[Outcome]:
 
 
 def trials_frame(grid: Grid, ended: list[Outcome]) -> pd.DataFrame:
-    """A row a trial: the axes, `seed`, `status`, `ours`, `paper`, `step`, `error`."""
+    """A row a trial: the axes, `seed`, `status`, `ours`, `paper`, the two baselines, `step`, `error`."""
     rows = [
         {
             **dict(zip(grid.axes, outcome.cell, strict=True)),
@@ -105,12 +112,15 @@ def trials_frame(grid: Grid, ended: list[Outcome]) -> pd.DataFrame:
             "status": outcome.status,
             "ours": outcome.figure,
             "paper": grid.figures[outcome.cell],
+            "random_init": outcome.random_init,
+            "raw_pixels": outcome.raw_pixels,
             "step": outcome.step,
             "error": outcome.error,
         }
         for outcome in ended
     ]
-    return pd.DataFrame(rows, columns=[*grid.axes, "seed", "status", "ours", "paper", "step", "error"])
+    what = ("seed", "status", "ours", "paper", "random_init", "raw_pixels", "step", "error")
+    return pd.DataFrame(rows, columns=[*grid.axes, *what])
 
 
 def cells_frame(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> pd.DataFrame:
@@ -179,15 +189,26 @@ def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
     cells = cells_frame(grid, sweep, ended)
     head, rows = columns(grid, sweep, cells)
     rho = rank_correlation(cells)
+    protocol, figure = grid.metric
+    fixed = (
+        " on features extracted once" if protocol == "linear" and grid.protocol(sweep.profile).augment == "none" else ""
+    )
     lines = [
         f"# {grid.paper}, {grid.table}: {grid.title}",
         "",
-        f"`{grid.name}`, profile `{sweep.profile}`, {sweep.seeds} seed(s); {' '.join(grid.metric)} in percent.",
+        f"`{grid.name}`, profile `{sweep.profile}`, {sweep.seeds} seed(s); {figure} by {protocol}{fixed}, in percent.",
         "",
         *("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)),
         "",
         f"Rank correlation (Spearman) of our column and the paper's: {shown(rho)}.",
     ]
+    baselines = {
+        name: {shown(value) for o in ended if (value := getattr(o, name)) is not None}
+        for name in ("random_init", "raw_pixels")
+    }
+    if all(baselines.values()):
+        random, raw = (" to ".join(dict.fromkeys((min(v), max(v)))) for v in baselines.values())
+        lines += ["", f"By the same protocol random initialization has {random}, raw pixels have {raw}."]
     failed = [outcome for outcome in ended if outcome.status == "failed"]
     lines += ["", "Failed:", ""] if failed else []
     lines += [f"- {named(outcome.cell)}, seed {outcome.seed}: {' '.join(outcome.error.split())}" for outcome in failed]
@@ -274,22 +295,31 @@ def report(folder: Folder) -> str:
     buffer = io.BytesIO()
     picture(grid, sweep, cells_frame(grid, sweep, ended)).savefig(buffer, format="png")
     folder.write("results.png", buffer.getvalue())
-    hyperparameters(folder, grid, ended)
+    trials = {
+        trial_name(outcome.cell, outcome.seed): (
+            {**dict(zip(grid.axes, outcome.cell, strict=True)), "seed": outcome.seed},
+            outcome.figure,
+        )
+        for outcome in ended
+        if outcome.figure is not None
+    }
+    hyperparameters(folder, trials, grid.metric[1])
     return text
 
 
-def hyperparameters(folder: Folder, grid: Grid, ended: list[Outcome]) -> None:
-    """For TensorBoard's HPARAMS tab: a table and parallel coordinates. Only where the folder is on a local disk."""
+def hyperparameters(folder: Folder, trials: Mapping[str, tuple[Mapping[str, Any], float]], metric: str) -> None:
+    """For TensorBoard's HPARAMS tab: a table and parallel coordinates. Only where the folder is on a local disk.
+
+    Args:
+        trials: by name what varied, and the figure.
+    """
     if folder.local is None:
         return
-    for outcome in ended:
-        if outcome.figure is None:
-            continue
-        place = folder.local / "tensorboard" / trial_name(outcome.cell, outcome.seed)
+    for name, (values, figure) in trials.items():
+        place = folder.local / "tensorboard" / name
         for old in place.glob("events.*"):
             old.unlink()
-        values = {**dict(zip(grid.axes, outcome.cell, strict=True)), "seed": outcome.seed}
         with SummaryWriter(str(place)) as board:  # its add_hparams would write a second file
-            for summary in hparams(values, {"top1": outcome.figure}):
+            for summary in hparams(dict(values), {metric: figure}):
                 board.file_writer.add_summary(summary)
-            board.add_scalar("top1", outcome.figure)
+            board.add_scalar(metric, figure)

@@ -23,7 +23,7 @@ def test_what_is_auto_is_decided() -> None:
     ("run", "message"),
     [
         (Run(workers=5), "5 workers need as many CPUs, the cluster has 4"),
-        (Run(workers=2, device="cuda"), "2 workers need as many GPUs, the cluster has 0"),
+        (Run(workers=2, device="cuda"), "2 workers of 1 GPUs are more than the cluster's 0"),
         (Run(workers=2, cpus=3), "2 workers of 3 CPUs are more than the cluster's 4: give --run.cpus 2"),
         (Run(workers=2, cpus=2, feed="stream"), "leave 0 of 4 CPUs to the data stages"),
         (Run(views_on="data", feed="resident"), "the resident feed makes views on the device"),

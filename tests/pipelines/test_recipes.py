@@ -13,7 +13,8 @@ from methods import optim
 from methods.method import Clock
 from methods.metrics.linear import IMAGENET, RESSL, RESSL_IMAGENET, Linear
 from methods.parts import set_batch_norm
-from pipelines.__main__ import Pretrain, main, parsed
+from pipelines.__main__ import Pretrain, main
+from pipelines.command_line import parsed
 from pipelines.errors import UserError
 from pipelines.evaluate import KNN, PROTOCOLS, Options
 from pipelines.recipe import Recipe, find_recipe, from_json, load_method, method_modules, recipes

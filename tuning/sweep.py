@@ -1,0 +1,274 @@
+"""Sweeps: every cell of a grid pretrained and evaluated, trials side by side; what has ended is never run twice.
+
+A trial is a run in the sweep's folder (`trials/<cell>-seed<n>`), with `outcome.json` when it has ended. That file and
+the run's own checkpoints are all that `--run.resume` goes by.
+"""
+
+import json
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import pipelines.evaluate as evaluation
+from pipelines.board import console
+from pipelines.errors import UserError
+from pipelines.place import cluster
+from pipelines.pretrain import has_collapsed, pretrain
+from pipelines.recipe import Recipe, Run
+from pipelines.sources import Data, check_classes, open_source
+from pipelines.storage import Folder, open_folder
+from tuning.grid import Cell, Grid, Profile, find_grid
+from tuning.report import Outcome, Sweep, cells_frame, columns, outcomes, read_sweep, report, trial_name
+from tuning.trials import COLLAPSE_STD, Watch, absolute, reported, run_trials, side_by_side
+
+
+@dataclass(frozen=True)
+class Options:
+    profile: Profile = "small"
+    """smoke: a corner of the table, a few hundred images, to see it work; small: the whole table on ResNet-20, a
+    subset and few epochs; paper: the paper's own setting."""
+    cells: str = ""
+    """Cells by name, as 0.1/0.05,0.2/0.05: the table's axes in their order. Empty: all of the profile."""
+    seeds: int = 1
+    """Trials of each cell, with the seeds 0, 1, ..."""
+    concurrent: int = 0
+    """Trials at once, at most. 0: as many as the cluster allows."""
+    labelled: str = ""
+    """Training images for the evaluation, where those of the pretraining have no labels (STL-10)."""
+    data: Data = field(default_factory=Data)
+    """What is given stands in for every cell's own. In a path {dataset} stands for the cell's value of that axis."""
+    run: Run = field(default_factory=lambda: Run(cpus=0.45, collapse_std=COLLAPSE_STD))
+    """Storage, name and resume are the sweep's; the rest is each trial's."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.concurrent < 0:
+            raise ValueError("seeds is at least 1, concurrent 0 or more")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial's driver needs."""
+
+    cell: Cell
+    seed: int
+    recipe: Recipe
+    run: Run
+    protocol: str
+    figure: str
+    evaluation: evaluation.Options
+
+
+def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
+    """Runs what is not yet run of a grid, then writes the reports. Returns the sweep's folder.
+
+    Args:
+        name: of the grid.
+        given: the fields of `options.data` that stand in for the recipes' own.
+
+    Raises:
+        UserError: whatever the user can mend, before anything starts where that is possible; trials that failed.
+    """
+    grid = find_grid(name)
+    folder = open_folder(options.run.storage) / (options.run.name or f"{grid.name}-{options.profile}")
+    plan = claimed(folder, asked(grid, options, given), options)
+    trials = {
+        trial_name(cell, seed): trial_of(grid, plan, cell, seed, options.run, folder)
+        for cell in plan.cells
+        for seed in range(plan.seeds)
+    }
+    before = [trial_name(it.cell, it.seed) for it in outcomes(folder, plan) if it.status != "failed"]
+    left = {name: trial for name, trial in trials.items() if name not in before}
+    check_data(left)
+    if left:
+        with cluster(options.run.address) as resources:
+            recipes = list({trial.recipe.to_json(): trial.recipe for trial in trials.values()}.values())
+            slots = side_by_side(recipes, options.run, resources, options.concurrent)
+            console.print(
+                f"[bold]{folder.path}[/]: {grid.paper}, {grid.table}, {len(left)} trials to run "
+                f"({len(before)} done before), {slots} at a time"
+            )
+            carry_out(
+                left,
+                grid,
+                folder,
+                Watch({name: "done before" if name in before else "waiting" for name in trials}),
+                slots,
+            )
+    report(folder)
+    ended = outcomes(folder, plan)
+    print_table(grid, plan, ended)
+    console.print(f"{folder.path}/results.md, .csv, .png; curves: tensorboard --logdir {folder.path}")
+    failed = [outcome for outcome in ended if outcome.status == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(trials)} trials failed, the first ({trial_name(failed[0].cell, failed[0].seed)}): "
+            f"{failed[0].error}; --run.resume tries them again"
+        )
+    if len(ended) < len(trials):
+        raise UserError(f"{len(trials) - len(ended)} of {len(trials)} trials have not ended: --run.resume goes on")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ plan
+
+
+def asked(grid: Grid, options: Options, given: Mapping[str, Any]) -> Sweep:
+    paths = {k: absolute(v) if k in ("train", "test") and v else v for k, v in given.items()}
+    cells = grid.picked(options.cells) if options.cells else grid.cells(options.profile)
+    return Sweep(grid.name, options.profile, tuple(cells), options.seeds, paths, absolute(options.labelled))
+
+
+def claimed(folder: Folder, plan: Sweep, options: Options) -> Sweep:
+    """The sweep of this folder, begun or gone on with. Going on may add cells and seeds, and change nothing else.
+
+    Raises:
+        UserError: the name is taken, or the sweep there is of another grid, profile or data.
+    """
+    if folder.exists("sweep.json"):
+        if not options.run.resume:
+            raise UserError(f"a sweep lies at {folder.path}: give --run.resume to go on with it, or another --run.name")
+        before = read_sweep(folder)
+        for what in ("grid", "profile"):
+            if getattr(before, what) != getattr(plan, what):
+                raise UserError(
+                    f"the sweep at {folder.path} has the {what} {getattr(before, what)}, not {getattr(plan, what)}: "
+                    "give another --run.name"
+                )
+        for what, old, new in (("data", before.data, plan.data), ("labelled", before.labelled, plan.labelled)):
+            if new and new != old:
+                raise UserError(
+                    f"the sweep at {folder.path} has other --{what}: leave it out to go on, or give another --run.name"
+                )
+        cells = (*before.cells, *(plan.cells if options.cells else ()))
+        plan = replace(before, cells=tuple(dict.fromkeys(cells)), seeds=max(before.seeds, plan.seeds))
+    elif folder.names():
+        raise UserError(f"{folder.path} holds something else than a sweep: give another --run.name")
+    plan.write(folder)
+    return plan
+
+
+def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: Folder) -> Trial:
+    values = dict(zip(grid.axes, cell, strict=True))
+
+    def filled(pattern: str) -> str:
+        return pattern.replace("{dataset}", str(values.get("dataset", "{dataset}")))
+
+    data = {k: filled(v) if isinstance(v, str) else v for k, v in plan.data.items()}
+    recipe = grid.recipe(cell, plan.profile).with_(seed=seed, data=data)
+    labelled = replace(recipe.data, train=filled(plan.labelled), limit=None) if plan.labelled else recipe.data
+    protocol, figure = grid.metric
+    storage = folder / "trials"
+    name = trial_name(cell, seed)
+    return Trial(
+        cell=cell,
+        seed=seed,
+        recipe=recipe,
+        run=replace(run, storage=storage.uri, name=name, resume=(storage / name).exists("recipe.json")),
+        protocol=protocol,
+        figure=figure,
+        evaluation=evaluation.Options(
+            data=labelled,
+            linear=grid.protocol(plan.profile),
+            workers=run.workers,
+            device=run.device,
+            gpus=run.gpus,
+        ),
+    )
+
+
+def check_data(trials: Mapping[str, Trial]) -> None:
+    """Raises UserError where a trial's data is not there, or can't be evaluated on."""
+    checked = []
+    for trial in trials.values():
+        data = trial.evaluation.data
+        if (trial.recipe.data, data) in checked:
+            continue
+        if not data.train or not data.test:
+            raise UserError("a sweep pretrains and evaluates: give --data.train and --data.test")
+        open_source(trial.recipe.data.train, trial.recipe.data)
+        train = open_source(data.train, data)
+        check_classes(train, open_source(data.test, data))
+        if train.classes is None:
+            raise UserError(f"{data.train} has no labels to evaluate with: give --labelled")
+        checked.append((trial.recipe.data, data))
+
+
+# ---------------------------------------------------------------------------------------------- trials
+
+
+def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Watch, slots: int) -> Any:
+    """Runs the trials on Tune. Returns its ResultGrid."""
+    from ray import tune
+
+    share = 1 / slots
+    shared = {
+        name: replace(it, run=replace(it.run, share=share), evaluation=replace(it.evaluation, share=share))
+        for name, it in trials.items()
+    }
+    told = [
+        {"name": name, **dict(zip(grid.axes, it.cell, strict=True)), "seed": it.seed} for name, it in shared.items()
+    ]
+    return run_trials(
+        tune.with_parameters(drive, trials=shared),
+        {"trial": tune.grid_search(told)},
+        storage=folder,
+        watch=watch,
+        slots=slots,
+        name_of=lambda trial: trial.config["trial"]["name"],
+    )
+
+
+def drive(config: dict[str, Any], trials: Mapping[str, Trial]) -> None:
+    """A trial, in an actor of its own. Whatever happens to it, it says so, and the others go on."""
+    from ray import tune
+
+    trial = trials[config["trial"]["name"]]
+    folder = open_folder(trial.run.storage) / trial.run.name
+    try:
+        outcome = outcome_of(trial)
+    except Exception as error:
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        outcome = Outcome(trial.cell, trial.seed, "failed", error=told)
+        if not isinstance(error, UserError):
+            folder.write("error.txt", "".join(traceback.format_exception(error)).encode())
+    try:
+        outcome.write(folder)
+    except UserError as error:
+        outcome = Outcome(trial.cell, trial.seed, "failed", error=str(error))
+    tune.report({"status": outcome.status, "top1": outcome.figure, "step": outcome.step, "error": outcome.error})
+
+
+def outcome_of(trial: Trial) -> Outcome:
+    """Pretrains and evaluates. A run that has collapsed counts as chance level, as the papers print it."""
+    folder = pretrain(trial.recipe, trial.run, trial.run.name, follow=reported)
+    data = trial.evaluation.data
+    if has_collapsed(folder, trial.run):
+        step = json.loads(folder.read("collapsed.json"))["step"]
+        return Outcome(trial.cell, trial.seed, "collapsed", 100 / (open_source(data.train, data).classes or 1), step)
+    figures = evaluation.evaluate(folder.uri, [trial.protocol], trial.evaluation)
+
+    def percent(figures: Mapping[str, Any]) -> float | None:
+        value = figures.get(trial.protocol, {}).get(trial.figure)
+        return None if value is None else 100 * value
+
+    return Outcome(
+        trial.cell,
+        trial.seed,
+        "finished",
+        percent(figures),
+        figures["protocol"][trial.protocol]["step"],
+        random_init=percent(figures.get("random_init", {})),
+        raw_pixels=percent(figures.get("raw_pixels", {})),
+    )
+
+
+def print_table(grid: Grid, plan: Sweep, ended: list[Outcome]) -> None:
+    head, rows = columns(grid, plan, cells_frame(grid, plan, ended))
+    table = Table(*head, title=f"{grid.paper}, {grid.table}: {grid.title}", title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

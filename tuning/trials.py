@@ -1,0 +1,228 @@
+"""Trials side by side on Ray Tune: what sweeps and searches share.
+
+A trial is a driver, an actor of Tune's with a sliver of a CPU, that calls `pretrain` and `evaluate` as a user would;
+the training's workers are reserved beside it. Tune does not know of them: how many trials may run at once is decided
+here, so that one CPU is always left for the data tasks without which no trial goes on.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.board import console
+from pipelines.errors import UserError
+from pipelines.place import placed
+from pipelines.recipe import Recipe, Run
+from pipelines.sources import open_source, selected
+
+DRIVER_CPUS = 0.05
+DATA_CPUS = 1.0
+"""Left free of drivers and workers: the largest data task."""
+COLLAPSE_STD = 0.05
+
+
+def side_by_side(recipes: Sequence[Recipe], run: Run, resources: Mapping[str, float], most: int = 0) -> int:
+    """How many trials may run at once: so many that each has what `pretrain` needs, and none waits for ever.
+
+    Args:
+        recipes: of the trials that are to be run.
+        run: the place of each; its share is not looked at.
+        most: if above 0, at most so many.
+
+    Raises:
+        UserError: not even one can run; says what is needed.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    each = DRIVER_CPUS + run.workers * run.cpus
+    on_gpus = run.device == "cuda" or (run.device == "auto" and gpus >= run.workers * run.gpus)
+    slots = math.floor((cpus - DATA_CPUS) / each + 1e-6)
+    slots = min(slots, math.floor((gpus / run.gpus if on_gpus else cpus) / run.workers + 1e-6), most or slots)
+    if slots < 1:
+        raise UserError(
+            f"a trial needs {each + DATA_CPUS:g} CPUs ({run.workers} workers of {run.cpus:g}, {DRIVER_CPUS:g} for its "
+            f"driver, {DATA_CPUS:g} for data tasks){f' and {run.workers * run.gpus:g} GPUs' if on_gpus else ''}, "
+            f"the cluster has {cpus:g}{f' and {gpus:g}' if on_gpus else ''}: lower --run.workers or --run.cpus"
+        )
+    rows = {data: len(selected(open_source(data.train, data), data.limit)) for data in {r.data for r in recipes}}
+    while True:
+        try:
+            for recipe in recipes:
+                placed(recipe, replace(run, share=1 / slots), rows[recipe.data], dict(resources))
+            return slots
+        except UserError:
+            if slots == 1:
+                raise
+            slots -= 1
+
+
+def absolute(pattern: str) -> str:
+    """A pattern that means the same in every process."""
+    return pattern if not pattern or "://" in pattern else str(Path(pattern).expanduser().absolute())
+
+
+@contextmanager
+def reported(board: Any, epochs: int, steps: int) -> Iterator[None]:
+    """Around a trial's training (`pretrain`'s follow): hands Tune what rank 0 says, at most once a second."""
+    import ray
+    from ray import tune
+
+    done = threading.Event()
+
+    def follow() -> None:
+        told: dict[str, Any] = {}
+        while not done.wait(1.0):
+            try:
+                now, lines = ray.get(board.read.remote(), timeout=5)
+            except ray.exceptions.GetTimeoutError:
+                continue
+            except ray.exceptions.RayError:
+                return
+            for line in lines:
+                console.print(line)
+            if now and now != told:
+                told = now
+                knn = {"knn": 100 * now["knn/top1"]} if "knn/top1" in now else {}
+                tune.report({"epoch": 0, "epochs": epochs, **now, **knn})
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+
+
+@dataclass
+class Shown:
+    """A trial's line in the live table."""
+
+    state: str = "waiting"
+    now: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Watch(Callback):
+    """The live table: Tune calls it as trials start, report and end. Off a terminal: a line for each that has ended."""
+
+    def __init__(self, known: Mapping[str, str], metric: str = "top1") -> None:
+        self.trials = {name: Shown(state) for name, state in known.items()}
+        self.metric = metric
+        self.start = time.monotonic()
+        self.live: Live | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "live": None}  # Tune pickles its callbacks
+
+    def table(self) -> Group:
+        shown = Table("trial", "state", "epoch", "loss", "feature std", self.metric)
+        order = {"running": 0, "waiting": 2}
+        for name, trial in sorted(self.trials.items(), key=lambda item: order.get(item[1].state, 1)):
+            now = trial.now
+            epoch = f"{now['epoch']}/{now['epochs']}" if "epochs" in now else ""
+            values = (
+                _cell(now, "loss", "{:.3f}"),
+                _cell(now, "features/feature_std", "{:.3f}"),
+                _cell(now, self.metric, "{:.2f}"),
+            )
+            shown.add_row(name, trial.state, epoch, *values)
+        done = sum(trial.state not in ("running", "waiting") for trial in self.trials.values())
+        minutes = (time.monotonic() - self.start) / 60
+        return Group(shown, Text(f"{done} of {len(self.trials)} trials have ended, {minutes:.0f} min"))
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        self.live = Live(get_renderable=self.table, console=console, refresh_per_second=1, transient=True)
+        self.live.start()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.line(trial).state = "running"
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self.line(trial).now = result
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ended(trial, (trial.last_result or {}).get("status", "stopped"))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.ended(trial, "failed")
+
+    def line(self, trial: Any) -> Shown:
+        return self.trials.setdefault(str(trial), Shown())
+
+    def ended(self, trial: Any, state: str) -> None:
+        line = self.line(trial)
+        line.state, line.now = state, trial.last_result or {}
+        words = (f"{trial}:", state, _cell(line.now, self.metric, "{:.2f}"), line.now.get("error", ""))
+        console.print(" ".join(word for word in words if word), highlight=False)
+
+    def stop(self) -> None:
+        if self.live:
+            self.live.stop()
+
+
+def _cell(now: Mapping[str, Any], name: str, form: str) -> str:
+    value = now.get(name)
+    return "" if value is None else form.format(value)
+
+
+def run_trials(
+    drive: Callable[[dict[str, Any]], None],
+    space: Mapping[str, Any],
+    *,
+    storage: Any,
+    watch: Watch,
+    slots: int,
+    samples: int = 1,
+    search: Any = None,
+    scheduler: Any = None,
+    name_of: Callable[[Any], str] | None = None,
+    restarts: int = 2,
+) -> Any:
+    """Tune's part. Returns its ResultGrid, whose `get_dataframe()` is a pandas frame of these trials.
+
+    Args:
+        drive: a trial: gets what the space drew.
+        storage: Folder under which Tune keeps its own records.
+        name_of: a trial's name, from Tune's own object; `tune.get_context().get_trial_name()` within it.
+        restarts: how often a driver that died (not one that failed) is begun again.
+    """
+    from ray import tune
+
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # runs and reports have their own curves
+    tuner = tune.Tuner(
+        tune.with_resources(drive, {"cpu": DRIVER_CPUS}),
+        param_space=dict(space),
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=slots,
+            num_samples=samples,
+            search_alg=search,
+            scheduler=scheduler,
+            trial_name_creator=name_of,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=storage.path,
+            storage_filesystem=storage.filesystem,
+            failure_config=tune.FailureConfig(max_failures=restarts),
+            callbacks=[watch],
+            verbose=0,
+        ),
+    )
+    try:
+        return tuner.fit()
+    finally:
+        watch.stop()
