@@ -85,6 +85,8 @@ class Options:
     retrieval: Retrieval = Retrieval()
     backbone: str = ""
     """Its name, for an exported .safetensors file, which holds weights alone."""
+    test_limit: int | None = None
+    """Test images, evenly spaced. None: all."""
     seed: int = 0
     workers: int = 1
     """Training processes of `linear` with augmentation."""
@@ -334,7 +336,7 @@ def evaluate(target: str, protocols: list[str], options: Options) -> dict[str, A
             )
             for source, limit, pattern in (
                 (train, options.data.limit, options.data.train),
-                (test, None, options.data.test),
+                (test, options.test_limit, options.data.test),
             )
         )
         names = train.class_names or test.class_names

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.command_line import chosen, parsed, run
+from pipelines.recipe import find_recipe, recipes
 from pipelines.sources import Data
 from pipelines.storage import open_folder
 from tuning.grid import PROFILES, find_grid, grids
@@ -16,7 +17,7 @@ from tuning.grid import PROFILES, find_grid, grids
 
 def list_(arguments: list[str]) -> None:
     """Every grid with its paper, table, cells and cost."""
-    from tuning.cost import MACHINE, cost
+    from tuning.cost import MACHINE, hours, shown
 
     tyro.cli(lambda: None, args=arguments, prog="python -m tuning list", description=list_.__doc__)
     table = Table("grid", "paper", "table", "cells", "what varies", *PROFILES)
@@ -27,7 +28,7 @@ def list_(arguments: list[str]) -> None:
             grid.table,
             str(len(grid.figures)),
             grid.title,
-            *(cost(grid, profile) for profile in PROFILES),
+            *(shown(hours(grid, profile)) for profile in PROFILES),
         )
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
@@ -58,6 +59,16 @@ def report(arguments: list[str]) -> None:
     print(rebuild(open_folder(arguments[0])))
 
 
+def search(arguments: list[str]) -> None:
+    """Draws trials from a space, stops the weak ones early: python -m tuning search RECIPE --space NAME --trials N"""
+    from tuning.search import Options
+    from tuning.search import search as run_search
+
+    name, rest = chosen("tuning search", "recipe", arguments, recipes())
+    program = f"python -m tuning search {name}"
+    run_search(name, parsed(Options, Options(find_recipe(name)), rest, program, recipes()[name].__doc__))
+
+
 def given(data: Data, arguments: list[str]) -> dict[str, Any]:
     """The fields of `data` that the command line names."""
     words = {word.split("=")[0].replace("_", "-") for word in arguments}
@@ -68,7 +79,7 @@ def given(data: Data, arguments: list[str]) -> dict[str, Any]:
     }
 
 
-COMMANDS = {"list": list_, "sweep": sweep, "report": report}
+COMMANDS = {"list": list_, "sweep": sweep, "report": report, "search": search}
 
 
 def main(arguments: list[str] | None = None) -> int:

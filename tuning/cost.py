@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from pipelines.recipe import Recipe
+from tuning.grid import Grid, Profile
 
 MACHINE = "2 CPU cores"
 IMAGES: Mapping[str, int] = {
@@ -10,17 +11,35 @@ IMAGES: Mapping[str, int] = {
     "cifar100": 50_000,
     "stl10": 100_000,
     "tinyimagenet": 100_000,
-    "imagenet100": 126_689,
+    "imagenet100": 127_000,
     "imagenet": 1_281_167,
 }
-"""Training images by dataset: of STL-10 the unlabelled ones; of ImageNet-100 as SCE counts them."""
-RATES: Mapping[tuple[str, int], float] = {
-    ("resnet20", 32): 0.0,
-}
-"""Images/s by backbone and pixels of a view, of SCE's step with two views on `MACHINE`, batch 64: as
-`python -m pipelines bench step --batch-size 64 --backbone NAME --size PIXELS` gave them."""
+"""Training images by dataset: of STL-10 the unlabelled ones, of ImageNet-100 about."""
+RATES: Mapping[tuple[str, int], float] = {}
+"""Images/s by backbone and pixels of the online view, of SCE's step with two views on `MACHINE`: measured by
+`python -m pipelines bench step --backbone NAME --size PIXELS --batch-size 64`."""
 
 
 def images(recipe: Recipe, dataset: str) -> int:
     """That a recipe trains on, over all epochs."""
     return recipe.epochs * min(recipe.data.limit or IMAGES[dataset], IMAGES[dataset])
+
+
+def hours(grid: Grid, profile: Profile) -> float:
+    """Pretraining of all cells of a profile, one seed, on `MACHINE`. A symmetric loss counts twice: four forwards."""
+    total = 0.0
+    for cell in grid.cells(profile):
+        values = dict(zip(grid.axes, cell, strict=True))
+        recipe = grid.recipe(cell, profile)
+        dataset = grid.bases[profile].format(**values).rpartition("_")[2]
+        pixels = next(iter(recipe.views.values())).size
+        passes = 2 if getattr(recipe.method, "symmetric", False) else 1
+        total += passes * images(recipe, dataset) / RATES[recipe.backbone, pixels] / 3600
+    return total
+
+
+def shown(hours: float) -> str:
+    """`3 min`, `2.5 h`, `12 d`."""
+    if hours < 1:
+        return f"{max(60 * hours, 1):.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:,.0f} d"

@@ -40,8 +40,8 @@ class Options:
     """Epochs before a trial may be stopped."""
     reduction: float = 3.0
     """Of the trials that come to a rung, one in so many goes on; rungs are at grace_epochs times its powers."""
-    seed: int = 0
-    """Of the search; the trials all have the recipe's."""
+    search_seed: int = 0
+    """Of what is drawn; the trials all have the recipe's own."""
     concurrent: int = 0
     """Trials at once, at most. 0: as many as the cluster allows."""
     run: Run = field(default_factory=lambda: Run(cpus=0.45, knn_epochs=1, collapse_std=COLLAPSE_STD))
@@ -76,9 +76,9 @@ def search(name: str, options: Options) -> Folder:
     folder = open_folder(options.run.storage) / (options.run.name or f"{name}-{options.space.rpartition(':')[2]}")
     if folder.names():
         raise UserError(f"{folder.path} holds something already: give another --run.name")
-    algorithm: Any = BasicVariantGenerator(random_state=options.seed)
+    algorithm: Any = BasicVariantGenerator(random_state=options.search_seed)
     if options.algorithm == "optuna":
-        algorithm = optuna(options.seed)
+        algorithm = optuna(options.search_seed)
     with cluster(options.run.address) as resources:
         slots = side_by_side([recipe], options.run, resources, options.concurrent)
         described = {**dataclasses.asdict(options), "recipe": json.loads(recipe.to_json()), "name": name}

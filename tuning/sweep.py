@@ -173,6 +173,7 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         evaluation=evaluation.Options(
             data=labelled,
             linear=grid.protocol(plan.profile),
+            test_limit=1000 if plan.profile == "smoke" else None,
             workers=run.workers,
             device=run.device,
             gpus=run.gpus,

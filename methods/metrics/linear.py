@@ -54,6 +54,8 @@ IMAGENET = Linear(Optimizer(lr=0.1, weight_decay=0.0), batch_size=1024, epochs=9
 """SCE, section 4.3: rate .1 * batch / 256, cosine."""
 RESSL_IMAGENET = Linear(Optimizer(lr=0.1, weight_decay=0.0, nesterov=True), batch_size=1024, epochs=90)
 """ReSSL, section 5, after SimCLR: as SCE's, with Nesterov; it gives no batch size."""
+SIMSIAM_IMAGENET = Linear(Optimizer("lars", lr=0.02, weight_decay=0.0), batch_size=4096, epochs=90)
+"""SimSiam, appendix A: LARS, rate .02 * batch / 256, cosine."""
 
 
 def _fit(x: Tensor, labels: Tensor, classes: int, config: Linear, seed: int) -> nn.Linear:

@@ -11,7 +11,7 @@ import torch
 
 from methods import optim
 from methods.method import Clock
-from methods.metrics.linear import IMAGENET, RESSL, RESSL_IMAGENET, Linear
+from methods.metrics.linear import IMAGENET, RESSL, RESSL_IMAGENET, SIMSIAM_IMAGENET, Linear
 from methods.parts import set_batch_norm
 from pipelines.__main__ import Pretrain, main
 from pipelines.command_line import parsed
@@ -168,6 +168,18 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "batch_size": 512,
         "epochs": 800,
     },
+    # SimSiam, section 3
+    "simsiam_imagenet": {
+        **SGD,
+        **COSINE,
+        **rate(0.05, 1e-4, 0),
+        **heads(layers=3, hidden=2048, dim=2048, predictor_hidden=512),
+        **view("online", 224, STRONG),
+        **view("target", 224, STRONG),
+        "backbone": "resnet50",
+        "batch_size": 512,
+        "epochs": 100,
+    },
     # lightly's benchmark: .06 and 5e-4 for a loss that is a quarter of the paper's
     "byol_cifar10": {
         **SGD,
@@ -200,6 +212,7 @@ FIGURES = {
     "ressl_imagenet_multicrop": ["76.0"],
     "moco_cifar10": ["87.56"],
     "simsiam_cifar10": ["91.8"],
+    "simsiam_imagenet": ["67.7", "68.1"],
     "byol_cifar10": ["87.2"],
     "demo": [],
 }
@@ -210,6 +223,7 @@ PEAK = {  # the rate that the optimizer reaches, worked out by hand
     "sce_imagenet_symmetric": 4.8,  # .3 * 4096 / 256
     "ressl_imagenet": 2.4,  # .6 * 1024 / 256
     "simsiam_cifar10": 0.06,  # .03 * 512 / 256
+    "simsiam_imagenet": 0.1,  # .05 * 512 / 256
     "byol_cifar10": 0.015,  # lightly's .06 at batch 128, of a loss four times as large
 }
 
@@ -323,7 +337,8 @@ def test_docstring_evaluates_by_the_papers_protocol(name: str) -> None:
     assert words[1] == "RUN" and words[2] in PROTOCOLS
     options = parsed(Options, Options(data=Data()), words[3:], "test")
     if words[2] == "linear":
-        large = {"sce_imagenet_symmetric": IMAGENET, "sce_imagenet_multicrop": IMAGENET}
+        large = dict.fromkeys(("sce_imagenet_symmetric", "sce_imagenet_multicrop"), IMAGENET)
+        large |= {"simsiam_imagenet": SIMSIAM_IMAGENET}
         others = RESSL_IMAGENET if name.startswith("ressl_imagenet") else RESSL if "ressl" in name else Linear()
         assert options.linear == large.get(name, others)
     else:

@@ -1,0 +1,257 @@
+"""Sweeps: what may run at once, what is claimed and refused, and a sweep that fails in one cell, collapses in another,
+and is gone on with."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import write_images
+
+import tuning.grids.sce
+from methods.metrics.linear import Linear
+from pipelines.errors import UserError
+from pipelines.recipe import Recipe, Run, find_recipe
+from pipelines.sources import Data
+from pipelines.storage import open_folder
+from tuning.__main__ import given, main
+from tuning.grid import Grid, find_grid
+from tuning.report import Outcome, Sweep, outcomes, read_sweep
+from tuning.sweep import Options, asked, check_data, claimed, sweep, trial_of
+from tuning.trials import side_by_side
+
+HERE = {"object_store_memory": 4e9}
+
+
+@pytest.fixture
+def recipe(images: tuple[Path, Path]) -> Recipe:
+    return find_recipe("sce_cifar10").with_(
+        backbone="resnet20", data={"train": str(images[0]), "test": str(images[1]), "size": 16}
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "resources", "most", "slots"),
+    [
+        (Run(cpus=0.45), {"CPU": 2}, 0, 2),  # 2 (.05 + .45) + 1 = 2
+        (Run(cpus=0.45), {"CPU": 2}, 1, 1),
+        (Run(cpus=0.5), {"CPU": 2}, 0, 1),
+        (Run(cpus=0.45), {"CPU": 16}, 0, 16),  # thirty would fit, but a worker computes on a core
+        (Run(cpus=0.45, workers=2), {"CPU": 16}, 0, 8),
+        (Run(cpus=1.0), {"CPU": 16}, 0, 14),
+        (Run(cpus=0.45), {"CPU": 16, "GPU": 2}, 0, 2),
+        (Run(cpus=0.45, gpus=0.25), {"CPU": 16, "GPU": 2}, 0, 8),
+        (Run(cpus=0.45, gpus=0.25), {"CPU": 3, "GPU": 2}, 0, 4),
+        (Run(cpus=0.45, device="cpu"), {"CPU": 4, "GPU": 1}, 0, 4),
+        (Run(cpus=0.5, feed="stream"), {"CPU": 6}, 0, 4),  # each share leaves a CPU to its data stages
+    ],
+)
+def test_as_many_trials_at_once_as_never_wait_for_one_another(
+    recipe: Recipe, run: Run, resources: dict[str, float], most: int, slots: int
+) -> None:
+    assert side_by_side([recipe], run, resources | HERE, most) == slots
+    taken = slots * (0.05 + run.workers * run.cpus)
+    assert taken + 1 <= resources["CPU"] + 1e-6, "no CPU is left for the data tasks"
+
+
+def test_no_resources_for_one_trial_says_what_is_needed(recipe: Recipe) -> None:
+    with pytest.raises(UserError, match=r"a trial needs 1.55 CPUs .* the cluster has 1: lower --run.workers or"):
+        side_by_side([recipe], Run(cpus=0.5), {"CPU": 1.0, **HERE})
+    with pytest.raises(UserError, match=r"and 4 GPUs, the cluster has 16 and 2: lower"):
+        side_by_side([recipe], Run(workers=4, device="cuda"), {"CPU": 16.0, "GPU": 2.0, **HERE})
+
+
+# ------------------------------------------------------------------------------------------------ plan
+
+
+def plan(grid: str = "sce_table6", cells: str = "0.1/0.03", seeds: int = 1, **data: Any) -> tuple[Sweep, Options]:
+    options = Options(profile="smoke", cells=cells, seeds=seeds)
+    return asked(find_grid(grid), options, data), options
+
+
+def resumed(options: Options) -> Options:
+    return replace(options, run=replace(options.run, resume=True))
+
+
+def test_a_folder_is_one_sweep(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path / "a"))
+    first, options = plan(train="x.parquet")
+    assert claimed(folder, first, options) == first
+    with pytest.raises(UserError, match=r"--run\.resume to go on with it, or another --run\.name"):
+        claimed(folder, first, options)
+    assert claimed(folder, replace(first, data={}), resumed(options)) == first, "what was given is remembered"
+
+    more, options = plan(cells="0.2/0.03", seeds=2)
+    whole = claimed(folder, more, resumed(options))
+    assert whole.cells == ((0.1, 0.03), (0.2, 0.03)) and whole.seeds == 2 and whole.data == first.data
+    assert read_sweep(folder) == whole
+    every, options = plan(cells="")
+    assert claimed(folder, every, resumed(options)) == whole, "no cells given: those of the sweep"
+
+    with pytest.raises(UserError, match="has the grid sce_table6, not sce_table1"):
+        claimed(folder, *plan_resumed("sce_table1", "0.5"))
+    with pytest.raises(UserError, match="has the profile smoke, not small"):
+        claimed(folder, replace(first, profile="small"), resumed(options))
+    with pytest.raises(UserError, match="has other --data: leave it out"):
+        claimed(folder, replace(first, data={"train": "/y.parquet"}), resumed(options))
+
+    other = open_folder(str(tmp_path / "b"))
+    other.write("recipe.json", b"{}")
+    with pytest.raises(UserError, match="holds something else than a sweep"):
+        claimed(other, first, options)
+
+
+def plan_resumed(grid: str, cells: str) -> tuple[Sweep, Options]:
+    first, options = plan(grid, cells)
+    return first, resumed(options)
+
+
+def test_given_data_stands_in_for_every_cells_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid = find_grid("ressl_table4")
+    options = Options(profile="small")
+    told = {"train": "{dataset}/train.parquet", "test": "s3://b/{dataset}.parquet", "limit": 99}
+    wanted = replace(asked(grid, options, told), labelled="/l/{dataset}.parquet")
+    trial = trial_of(grid, wanted, ("none", "stl10"), 3, options.run, open_folder(str(tmp_path / "s")))
+    assert trial.recipe.data == replace(
+        find_recipe("ressl_stl10").data, train=f"{tmp_path}/stl10/train.parquet", test="s3://b/stl10.parquet", limit=99
+    )
+    assert trial.recipe.seed == 3 and trial.recipe.backbone == "resnet20"
+    assert trial.evaluation.data.train == "/l/stl10.parquet" and trial.evaluation.data.limit is None
+    assert trial.evaluation.linear.augment == "none"
+    assert (trial.run.name, trial.run.resume) == ("none_stl10-seed3", False)
+
+
+def test_fields_named_on_the_command_line_are_given() -> None:
+    data = Data(train="a", test="b", size=32, limit=5)
+    words = ["--data.train", "a", "--data.limit=5", "--run.cpus", "1", "--data.max_bad", "0.1"]
+    assert given(data, words) == {"train": "a", "limit": 5, "max_bad": data.max_bad}
+
+
+def test_data_is_looked_at_before_anything_starts(tmp_path: Path, images: tuple[Path, Path]) -> None:
+    grid, options = find_grid("sce_table1"), Options(profile="smoke")
+
+    def check(train: str | Path, test: str | Path | None) -> None:
+        wanted = asked(grid, options, {"train": str(train), "test": str(test) if test else None})
+        check_data({"x": trial_of(grid, wanted, (0.5,), 0, options.run, open_folder(str(tmp_path)))})
+
+    check(*images)
+    with pytest.raises(UserError, match=r"give --data\.train and --data\.test"):
+        check(images[0], None)
+    with pytest.raises(UserError, match="nothing"):
+        check(tmp_path / "nothing-*.parquet", images[1])
+    unlabelled = write_images(tmp_path / "plain.parquet", 20)
+    import pyarrow.parquet as pq
+
+    pq.write_table(pq.read_table(unlabelled).select(["image"]), unlabelled)
+    with pytest.raises(UserError, match="no labels to evaluate with: give --labelled"):
+        check(unlabelled, images[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sweep", "sce_table66"], "no grid sce_table66; did you mean sce_table6"),
+        (["sweep", "sce_table6", "--cells", "0.1/0.33"], "no cell 0.1/0.33; did you mean 0.1/0.03"),
+        (["sweep", "sce_table6", "--data.train", "none.parquet", "--data.test", "x"], "none.parquet"),
+        (["report", "."], "no sweep lies at"),
+        (["search", "sce_cifar11"], "no recipe sce_cifar11; did you mean sce_cifar10"),
+        (["search", "sce_cifar10", "--space", "lambdas"], "no space lambdas; did you mean lambda"),
+        (["search", "simsiam_cifar10", "--space", "lambda"], "simsiam has no lambda to search"),
+        (["search", "sce_cifar10", "--space", "nowhere.py:x"], "nowhere.py can't be read"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert told in error and "Traceback" not in error and len(error.strip().splitlines()) <= 2
+
+
+def test_an_unknown_field_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sweep", "sce_table6", "--seedz", "2"])
+    assert "--seeds" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------- a sweep
+
+
+def tiny(base: Recipe, what: str) -> Recipe:
+    small = base.with_(
+        method={"queue": 128, "hidden": 32, "dim": 16},
+        data={"size": 16},
+        views={view: {"size": 16} for view in base.views},
+    )
+    if what == "broken":
+        return small.with_(batch_norm="split:7")
+    return small.with_(optimizers={"model": {"lr": 1e-9 if what == "still" else 0.06}})
+
+
+@pytest.fixture
+def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grid]:
+    made = Grid(
+        name="tiny",
+        paper="none",
+        table="Table 0",
+        title="what goes wrong",
+        setting="nowhere",
+        axes={"what": ("good", "still", "broken")},
+        bases={"smoke": "sce_cifar10", "small": "sce_cifar10", "paper": "sce_cifar10"},
+        derive=tiny,
+        figures={("good",): 50.0, ("still",): 40.0, ("broken",): None},
+        linear=Linear(),
+    )
+    monkeypatch.setattr(tuning.grids.sce, "tiny", made, raising=False)
+    yield made
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
+    grid: Grid, images: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A cell that fails beside a good one; on resuming the good one is not run again, and a further cell is."""
+    told = {"train": str(images[0]), "test": str(images[1])}
+    run = Run(storage=str(tmp_path), name="s", cpus=0.4)
+    options = Options(profile="smoke", cells="good,broken", run=run)
+    with pytest.raises(UserError, match=r"1 of 2 trials failed, the first \(broken-seed0\): .*split.*--run.resume"):
+        sweep("tiny", options, told)
+    folder = tmp_path / "s"
+    first = {
+        outcome.cell[0]: outcome for outcome in outcomes(open_folder(str(folder)), read_sweep(open_folder(str(folder))))
+    }
+    good = first["good"]
+    assert (good.status, good.step, first["broken"].status) == ("finished", 16, "failed")
+    assert good.figure is not None and 0 < good.figure <= 100
+    written = json.loads((folder / "trials/good-seed0/evaluation.json").read_text())
+    assert good.figure == pytest.approx(100 * written["linear"]["top1"])
+    assert good.raw_pixels == pytest.approx(100 * written["raw_pixels"]["linear"]["top1"])
+    before = (folder / "trials/good-seed0/outcome.json").stat().st_mtime_ns
+
+    # every network's features lie below this: the further cell counts as collapsed after its first epoch
+    again = replace(options, cells="good,still", run=replace(run, resume=True, collapse_std=2.0))
+    with pytest.raises(UserError, match="1 of 3 trials failed"):
+        sweep("tiny", again, {})
+    assert (folder / "trials/good-seed0/outcome.json").stat().st_mtime_ns == before
+    frame = pd.read_csv(folder / "results.csv").set_index("what")
+    assert frame.status.to_dict() == {"good": "finished", "broken": "failed", "still": "collapsed"}
+    assert frame.ours["still"] == 25.0, "chance level of four classes"
+    assert frame.step["still"] == 8, "stopped at the end of its first epoch"
+    text = (folder / "results.md").read_text()
+    assert "1 collapsed" in text and "1 failed" in text and "split" in text
+    assert (folder / "results.png").stat().st_size > 5000 and list((folder / "tensorboard").rglob("events.*"))
+
+
+def test_an_outcome_is_kept_as_it_was_written(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    wanted = Sweep("sce_table1", "smoke", ((0.5,),))
+    outcome = Outcome((0.5,), 0, "finished", 12.5, 30, random_init=10.0, raw_pixels=11.0)
+    outcome.write(folder / "trials" / "0.5-seed0")
+    assert outcomes(folder, wanted) == [outcome]
