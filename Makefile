@@ -30,7 +30,7 @@ check: .venv/.installed-dev
 	touch $@
 
 .venv/.installed-dev: .venv/.made pyproject.toml constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,onnx,timm]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev,onnx,optuna,timm]'
 	touch $@ .venv/.installed
 
 clean:

@@ -22,7 +22,7 @@ def demo() -> Recipe:
     """
     online = replace(views.strong("online", 32), blur=0.0, crop_scale=(0.3, 1.0))
     return Recipe(
-        method=Config(coefficient=0.9, hidden=256, dim=128, queue=1024, momentum=0.95, momentum_end=0.95),
+        method=Config(coefficient=0.9, hidden=256, dim=128, queue=256, momentum=0.95, momentum_end=0.95),
         backbone="resnet20",
         data=Data(size=32),
         views={"online": online, "target": replace(views.weak("target", 32), crop_scale=(0.3, 1.0))},
