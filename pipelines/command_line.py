@@ -7,6 +7,7 @@ from typing import TypeVar
 import tyro
 
 from pipelines.errors import UserError
+from pipelines.place import quiet
 from pipelines.recipe import nearest
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ def run(package: str, commands: Mapping[str, Callable[[list[str]], None]], argum
         for name, command in commands.items():
             print(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}", file=sys.stdout if asked else sys.stderr)
         return 0 if arguments and asked else 2
+    quiet()
     try:
         commands[arguments[0]](arguments[1:])
     except UserError as error:

@@ -13,7 +13,7 @@ from pipelines.recipe import Recipe, Run
 
 
 def quiet() -> None:
-    """Ray's settings, before it starts: prompt polling, processes kept, no telemetry, no reports of what is well."""
+    """Ray's settings, before it is imported: prompt polling, processes kept, no telemetry, no word of what is well."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_USE_DATASOURCE_V2", "0")  # V2 reads a small dataset in one task
@@ -21,6 +21,7 @@ def quiet() -> None:
     # else processes that idle for a second are ended, and an epoch's first data tasks wait for new ones: seconds
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_num_workers_soft_limit", "16")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
 
 
 @contextmanager

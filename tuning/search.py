@@ -76,9 +76,7 @@ def search(name: str, options: Options) -> Folder:
     folder = open_folder(options.run.storage) / (options.run.name or f"{name}-{options.space.rpartition(':')[2]}")
     if folder.names():
         raise UserError(f"{folder.path} holds something already: give another --run.name")
-    algorithm: Any = BasicVariantGenerator(random_state=options.search_seed)
-    if options.algorithm == "optuna":
-        algorithm = optuna(options.search_seed)
+    suggested = optuna(options.search_seed) if options.algorithm == "optuna" else None
     with cluster(options.run.address) as resources:
         slots = side_by_side([recipe], options.run, resources, options.concurrent)
         described = {**dataclasses.asdict(options), "recipe": json.loads(recipe.to_json()), "name": name}
@@ -94,7 +92,8 @@ def search(name: str, options: Options) -> Folder:
             watch=Watch({}, metric="knn"),
             slots=slots,
             samples=options.trials,
-            search=algorithm,
+            # a generator that is handed in takes no heed of Tune's own limit
+            search=suggested or BasicVariantGenerator(max_concurrent=slots, random_state=options.search_seed),
             scheduler=ASHAScheduler(
                 time_attr="epoch",
                 metric="knn",
@@ -133,15 +132,16 @@ def drive(config: dict[str, Any], recipe: Recipe, run: Run) -> None:
             derived(recipe, config), replace(run, name=name, resume=folder.exists("recipe.json")), name, reported
         )
         tune.report({**last(folder), "status": "collapsed" if has_collapsed(folder, run) else "finished"})
-    except UserError as error:
-        tune.report({**last(folder), "status": "failed", "error": str(error)})
+    except Exception as error:
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        tune.report({**last(folder), "status": "failed", "error": told})
 
 
 def last(folder: Folder) -> dict[str, Any]:
     """What `metrics.jsonl` last says of the online kNN, as a report to Tune."""
     lines = folder.read("metrics.jsonl").decode().splitlines() if folder.exists("metrics.jsonl") else []
     found = [json.loads(line) for line in lines if '"knn/top1"' in line]
-    return {"epoch": found[-1]["epoch"] + 1, "knn": 100 * found[-1]["knn/top1"]} if found else {}
+    return {"epoch": found[-1]["epoch"] + 1, "knn": 100 * found[-1]["knn/top1"]} if found else {"epoch": 0, "knn": 0.0}
 
 
 # --------------------------------------------------------------------------------------------- results
@@ -157,7 +157,7 @@ def frame_of(results: Any, fields: list[str]) -> pd.DataFrame:
             {
                 "trial": f"{number:03d}",
                 **{name: (result.config or {}).get(name) for name in fields},
-                "knn": told.get("knn"),
+                "knn": told["knn"] if told.get("epoch") else None,
                 "epochs": told.get("epoch", 0),
                 "status": "failed" if result.error else told.get("status", "stopped"),
                 "error": error,

@@ -19,12 +19,17 @@ Space = Mapping[str, Any]
 
 
 def temperatures(recipe: Recipe) -> Space:
-    """Every temperature of the method: .02 to .2 of the sharper target, .05 to .5 of the others, log-uniform."""
+    """Every temperature of the loss: .02 to .2 of the sharper target, .05 to .5 of the others, log-uniform.
+
+    ReSSL's of the InfoNCE warm-up only where there is one.
+    """
+    names = [field.name for field in dataclasses.fields(recipe.method) if field.name.endswith("temperature")]
+    if not getattr(recipe.method, "info_nce_epochs", 1):
+        names.remove("info_nce_temperature")
     space = {}
-    for field in dataclasses.fields(recipe.method):
-        if field.name.endswith("temperature"):
-            target = field.name.startswith(("target", "teacher"))
-            space[f"method.{field.name}"] = tune.loguniform(0.02, 0.2) if target else tune.loguniform(0.05, 0.5)
+    for name in names:
+        target = name.startswith(("target", "teacher"))
+        space[f"method.{name}"] = tune.loguniform(0.02, 0.2) if target else tune.loguniform(0.05, 0.5)
     if not space:
         raise UserError(f"{recipe.method_name} has no temperature to search: give another --space or recipe")
     return space

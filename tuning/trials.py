@@ -76,7 +76,10 @@ def absolute(pattern: str) -> str:
 
 @contextmanager
 def reported(board: Any, epochs: int, steps: int) -> Iterator[None]:
-    """Around a trial's training (`pretrain`'s follow): hands Tune what rank 0 says, at most once a second."""
+    """Around a trial's training (`pretrain`'s follow): hands Tune what rank 0 says, at most once a second.
+
+    `knn`, in percent, is 0 at epoch 0, before there is one: searchers want it in every report.
+    """
     import ray
     from ray import tune
 
@@ -95,8 +98,7 @@ def reported(board: Any, epochs: int, steps: int) -> Iterator[None]:
                 console.print(line)
             if now and now != told:
                 told = now
-                knn = {"knn": 100 * now["knn/top1"]} if "knn/top1" in now else {}
-                tune.report({"epoch": 0, "epochs": epochs, **now, **knn})
+                tune.report({"epoch": 0, "epochs": epochs, **now, "knn": 100 * now.get("knn/top1", 0.0)})
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
