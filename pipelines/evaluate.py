@@ -91,6 +91,8 @@ class Options:
     workers: int = 1
     """Training processes of `linear` with augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus: float = 0.5
+    """CPUs that Ray reserves for a worker of `linear` with augmentation."""
     gpus: float = 1.0
     """GPUs that Ray reserves for a task, or for a worker of `linear`."""
     share: float = 1.0
@@ -444,6 +446,7 @@ def linear_with_views(ready: Ready, it: Subject) -> dict[str, float]:
         resume=storage.exists(name),
         workers=options.workers,
         device=options.device,
+        cpus=options.cpus,
         gpus=options.gpus,
         share=options.share,
         keep=1,

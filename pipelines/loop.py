@@ -207,7 +207,7 @@ def train(
         stop_epoch: if above 0, stop there, before the schedule's end.
         on_log: gets the clock of the last step done and the means since the reading before.
         on_epoch: gets the clock after the epoch's last step, and that step's batch. Where it says True, on any rank,
-            all stop, after their checkpoint.
+            all stop there.
         on_first: gets the first batch.
         checkpoint: called at the end of each epoch (True) and each `checkpoint_steps` (False), on all ranks, once
             the steps before are known to be finite.

@@ -73,7 +73,8 @@ def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) 
     if device == "cpu" and run.workers > cpus:
         raise UserError(f"{run.workers} workers need as many CPUs, the cluster has {cpus:g}: lower --run.workers")
     image = len(recipe.data.mean) * recipe.data.size**2
-    memory = run.share * psutil.virtual_memory().available
+    machine = psutil.virtual_memory()
+    memory = min(run.share * machine.total, machine.available)  # not a share of what others of the sweep have left
     fits = samples * image * (run.workers + 1) < 0.4 * memory and samples * image < 0.8 * store
     if run.feed == "resident" and not fits:
         raise UserError(

@@ -87,7 +87,10 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
 
 
 def has_collapsed(folder: Folder, run: Run) -> bool:
-    return run.collapse_std > 0 and folder.exists("collapsed.json")
+    """Whether it was stopped at a feature_std that is below this `run`'s bound too."""
+    return folder.exists("collapsed.json") and (
+        json.loads(folder.read("collapsed.json"))["feature_std"] < run.collapse_std
+    )
 
 
 def claim(folder: Folder, recipe: Recipe, run: Run) -> None:

@@ -229,14 +229,18 @@ def drive(config: dict[str, Any], trials: Mapping[str, Trial]) -> None:
 
     trial = trials[config["trial"]["name"]]
     folder = open_folder(trial.run.storage) / trial.run.name
+    trace = ""
     try:
         outcome = outcome_of(trial)
+    except UserError as error:
+        outcome = Outcome(trial.cell, trial.seed, "failed", error=str(error))
     except Exception as error:
-        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        told = f"{type(error).__name__}: {error}; the whole trace is in {folder.path}/error.txt"
         outcome = Outcome(trial.cell, trial.seed, "failed", error=told)
-        if not isinstance(error, UserError):
-            folder.write("error.txt", "".join(traceback.format_exception(error)).encode())
+        trace = "".join(traceback.format_exception(error))
     try:
+        if trace:
+            folder.write("error.txt", trace.encode())
         outcome.write(folder)
     except UserError as error:
         outcome = Outcome(trial.cell, trial.seed, "failed", error=str(error))

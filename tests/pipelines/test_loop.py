@@ -94,6 +94,12 @@ def test_stop_epoch_stops_within_the_schedule() -> None:
     assert it.step == 8 and it.clock().total_steps == 12
 
 
+def test_stops_where_an_epochs_end_says_so_after_its_checkpoint() -> None:
+    it, saved = training(), list[int]()
+    train(it, feed(), on_epoch=lambda clock, batch: clock.epoch == 2, checkpoint=lambda end: saved.append(it.step))
+    assert it.clock().epoch == 2 and saved == [it.steps_per_epoch, 2 * it.steps_per_epoch]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(bad: float) -> None:
     it = training()

@@ -181,6 +181,21 @@ def test_mid_epoch_checkpoints_resume_exactly(
     assert_equal(final(tmp_path, "mid"), final(*undisturbed["resident"]))
 
 
+def test_a_collapsed_run_stops_on_all_ranks_and_does_not_go_on(
+    images: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of any features feature_std is below 2: rank 0 says so, and rank 1 must not wait for a next step."""
+    folder = pretrain(recipe(images), run(tmp_path, "flat", collapse_std=2.0), "test")
+    found = json.loads(folder.read("collapsed.json"))
+    last = [line for line in lines(tmp_path, "flat") if "features/feature_std" in line]
+    assert len(last) == 1 and found["step"] == final(tmp_path, "flat")["step"] == 10
+    assert found["feature_std"] == last[0]["features/feature_std"] < 2
+    assert "collapsed at step 10" in " ".join(capsys.readouterr().err.split())
+    before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "flat" / "checkpoints").iterdir())
+    pretrain(recipe(images), run(tmp_path, "flat", collapse_std=2.0, resume=True), "test")
+    assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "flat" / "checkpoints").iterdir()) == before
+
+
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(images: tuple[Path, Path], tmp_path: Path) -> None:
     bad = recipe(images, optimizers={"model": {"lr": 1e30, "warmup_epochs": 0.0}})
     with pytest.raises(UserError, match=r"loss is not finite at step \d+; the last good checkpoint is none yet"):

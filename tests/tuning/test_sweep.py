@@ -20,7 +20,7 @@ from pipelines.storage import open_folder
 from tuning.__main__ import given, main
 from tuning.grid import Grid, find_grid
 from tuning.report import Outcome, Sweep, outcomes, read_sweep
-from tuning.sweep import Options, asked, check_data, claimed, sweep, trial_of
+from tuning.sweep import Options, asked, check_data, claimed, drive, sweep, trial_of
 from tuning.trials import side_by_side
 
 HERE = {"object_store_memory": 4e9}
@@ -255,3 +255,18 @@ def test_an_outcome_is_kept_as_it_was_written(tmp_path: Path) -> None:
     outcome = Outcome((0.5,), 0, "finished", 12.5, 30, random_init=10.0, raw_pixels=11.0)
     outcome.write(folder / "trials" / "0.5-seed0")
     assert outcomes(folder, wanted) == [outcome]
+
+
+def test_a_trial_whose_folder_cannot_be_written_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: tuple[Path, Path]
+) -> None:
+    """As where the disk is full: there is no outcome.json, so that resuming runs the trial again."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("ray.tune.report", told.append)
+    (tmp_path / "trials").write_text("a file where the trials' folder should be")
+    grid, options = find_grid("sce_table1"), Options(profile="smoke")
+    wanted = asked(grid, options, {"train": str(images[0]), "test": str(images[1])})
+    trial = trial_of(grid, wanted, (0.5,), 0, options.run, open_folder(str(tmp_path)))
+    drive({"trial": {"name": trial.run.name}}, {trial.run.name: trial})
+    assert told[0]["status"] == "failed" and "cannot write" in told[0]["error"] and "--run.resume" in told[0]["error"]
+    assert outcomes(open_folder(str(tmp_path)), wanted) == []
