@@ -23,7 +23,7 @@ def ray_cluster() -> Iterator[None]:
     from pipelines.place import quiet
 
     quiet()
-    ray.init(num_cpus=4, log_to_driver=False, include_dashboard=False, object_store_memory=500 * 2**20)
+    ray.init(num_cpus=4, log_to_driver=False, object_store_memory=500 * 2**20)
     yield
     ray.shutdown()
 

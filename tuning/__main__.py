@@ -6,7 +6,7 @@ from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pipelines.command_line import chosen, parsed, run
 from pipelines.recipe import find_recipe, recipes
@@ -20,7 +20,7 @@ def list_(arguments: list[str]) -> None:
     from tuning.cost import MACHINE, hours, shown
 
     tyro.cli(lambda: None, args=arguments, prog="python -m tuning list", description=list_.__doc__)
-    table = Table("grid", "paper", "table", "cells", "what varies", *PROFILES)
+    table = Table(Column("grid", no_wrap=True), "paper", "table", "cells", "what varies", *PROFILES)
     for grid in grids().values():
         table.add_row(
             grid.name,

@@ -25,8 +25,11 @@ def images(recipe: Recipe, dataset: str) -> int:
     return recipe.epochs * min(recipe.data.limit or IMAGES[dataset], IMAGES[dataset])
 
 
-def hours(grid: Grid, profile: Profile) -> float:
-    """Pretraining of all cells of a profile, one seed, on `MACHINE`. A symmetric loss counts twice: four forwards."""
+def hours(grid: Grid, profile: Profile) -> float | None:
+    """Pretraining of all cells of a profile, one seed, on `MACHINE`; None where a network was not measured.
+
+    A symmetric loss counts twice: each view passes both networks.
+    """
     total = 0.0
     for cell in grid.cells(profile):
         values = dict(zip(grid.axes, cell, strict=True))
@@ -34,12 +37,17 @@ def hours(grid: Grid, profile: Profile) -> float:
         dataset = grid.bases[profile].format(**values).rpartition("_")[2]
         pixels = next(iter(recipe.views.values())).size
         passes = 2 if getattr(recipe.method, "symmetric", False) else 1
-        total += passes * images(recipe, dataset) / RATES[recipe.backbone, pixels] / 3600
+        rate = RATES.get((recipe.backbone, pixels))
+        if rate is None or dataset not in IMAGES:
+            return None
+        total += passes * images(recipe, dataset) / rate / 3600
     return total
 
 
-def shown(hours: float) -> str:
-    """`3 min`, `2.5 h`, `12 d`."""
+def shown(hours: float | None) -> str:
+    """`3 min`, `2.5 h`, `12 d`, or `-`."""
+    if hours is None:
+        return "-"
     if hours < 1:
         return f"{max(60 * hours, 1):.0f} min"
     return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:,.0f} d"

@@ -77,7 +77,8 @@ def read_sweep(folder: Folder) -> Sweep:
     known = {key(cell): cell for cell in grid.figures}
     try:
         cells = tuple(dict.fromkeys(known[key(cell)] for cell in sweep.cells))
-        return replace(sweep, cells=cells)
+        data = {name: tuple(value) if isinstance(value, list) else value for name, value in sweep.data.items()}
+        return replace(sweep, cells=cells, data=data)
     except KeyError as error:
         raise UserError(f"{folder.path}/sweep.json has a cell that {sweep.grid} has not: {error}") from error
 
@@ -167,9 +168,9 @@ def shown(value: Any, decimals: int = 2) -> str:
 def columns(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table, as text: for the terminal and for `results.md`.
 
-    A difference is printed only where the profile is the paper's own setting.
+    A difference is printed only where the profile is the paper's own setting, and no data but the paths was given.
     """
-    own = sweep.profile == "paper"
+    own = sweep.profile == "paper" and sweep.data.keys() <= {"train", "test"}
     head = [*grid.axes, "ours", "deviation", "paper" if own else f"paper ({grid.setting})"]
     head += ["difference"] if own else []
     head += ["cited by it"] if cells["cited"].notna().any() else []
@@ -193,10 +194,12 @@ def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
     fixed = (
         " on features extracted once" if protocol == "linear" and grid.protocol(sweep.profile).augment == "none" else ""
     )
+    given = "".join(f", data.{name} {value}" for name, value in sweep.data.items())
     lines = [
         f"# {grid.paper}, {grid.table}: {grid.title}",
         "",
-        f"`{grid.name}`, profile `{sweep.profile}`, {sweep.seeds} seed(s); {figure} by {protocol}{fixed}, in percent.",
+        f"`{grid.name}`, profile `{sweep.profile}`, {sweep.seeds} seed(s){given}; {figure} by {protocol}{fixed}, "
+        "in percent.",
         "",
         *("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)),
         "",
@@ -297,7 +300,7 @@ def report(folder: Folder) -> str:
     folder.write("results.png", buffer.getvalue())
     trials = {
         trial_name(outcome.cell, outcome.seed): (
-            {**dict(zip(grid.axes, outcome.cell, strict=True)), "seed": outcome.seed},
+            {**dict(zip(grid.axes, outcome.cell, strict=True)), "seed": outcome.seed, "status": outcome.status},
             outcome.figure,
         )
         for outcome in ended

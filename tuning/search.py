@@ -22,10 +22,11 @@ from pipelines.errors import UserError
 from pipelines.place import cluster
 from pipelines.pretrain import has_collapsed, pretrain
 from pipelines.recipe import Recipe, Run
+from pipelines.sources import open_source
 from pipelines.storage import Folder, open_folder
 from tuning.report import hyperparameters, shown
 from tuning.spaces import derived, find_space
-from tuning.trials import COLLAPSE_STD, Watch, absolute, reported, run_trials, side_by_side
+from tuning.trials import COLLAPSE_STD, Watch, absolute, check_dashboard, reported, run_trials, side_by_side
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,13 @@ class Options:
             raise ValueError("trials and grace_epochs are at least 1, concurrent 0 or more")
         if self.reduction <= 1:
             raise ValueError(f"reduction is above 1, got {self.reduction}")
-        if not self.run.knn_epochs:
-            raise ValueError("a search goes by the online kNN: run.knn_epochs is at least 1")
+        if not 1 <= self.run.knn_epochs <= self.grace_epochs <= self.recipe.epochs:
+            raise ValueError(
+                "a search goes by the online kNN: run.knn_epochs is at least 1, grace_epochs at least that and at most "
+                f"the recipe's {self.recipe.epochs} epochs"
+            )
+        if self.run.resume or self.run.stop_epoch:
+            raise ValueError("a search can't be gone on with: leave out run.resume and run.stop_epoch")
 
 
 def search(name: str, options: Options) -> Folder:
@@ -69,24 +75,35 @@ def search(name: str, options: Options) -> Folder:
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search import BasicVariantGenerator
 
+    space = find_space(options.space)(options.recipe)
+    drawn = {field: domain.sample() if hasattr(domain, "sample") else domain for field, domain in space.items()}
+    try:
+        derived(options.recipe, drawn)
+    except ValueError as error:
+        raise UserError(f"--space {options.space} draws what {name} refuses: {error}") from error
     data = options.recipe.data
-    recipe = options.recipe.with_(data={"train": absolute(data.train), "test": absolute(data.test or "") or None})
-    space = find_space(options.space)(recipe)
-    derived(recipe, dict.fromkeys(space, 0.1))  # that the fields are there
+    if not data.train or not data.test:
+        raise UserError("a search pretrains, and goes by the kNN on test images: give --data.train and --data.test")
+    recipe = options.recipe.with_(data={"train": absolute(data.train), "test": absolute(data.test)})
     folder = open_folder(options.run.storage) / (options.run.name or f"{name}-{options.space.rpartition(':')[2]}")
     if folder.names():
         raise UserError(f"{folder.path} holds something already: give another --run.name")
     suggested = optuna(options.search_seed) if options.algorithm == "optuna" else None
+    classes = open_source(recipe.data.train, recipe.data).classes
+    if classes is None:
+        raise UserError(f"a search goes by the kNN, {recipe.data.train} has no labels")
     with cluster(options.run.address) as resources:
-        slots = side_by_side([recipe], options.run, resources, options.concurrent)
+        check_dashboard()
+        most = min(options.concurrent or options.trials, options.trials)
+        slots = side_by_side([recipe], options.run, resources, most)
         described = {**dataclasses.asdict(options), "recipe": json.loads(recipe.to_json()), "name": name}
         folder.write("search.json", json.dumps(described, indent=2).encode())
         console.print(
             f"[bold]{folder.path}[/]: {options.trials} trials of {name} over {', '.join(space)}, {slots} at a time"
         )
-        run = replace(options.run, storage=(folder / "trials").uri, share=1 / slots)
+        run = replace(options.run, storage=(folder / "trials").uri, share=options.run.share / slots)
         results = run_trials(
-            tune.with_parameters(drive, recipe=recipe, run=run),
+            tune.with_parameters(drive, recipe=recipe, run=run, classes=classes),
             space,
             storage=folder,
             watch=Watch({}, metric="knn"),
@@ -104,7 +121,7 @@ def search(name: str, options: Options) -> Folder:
             ),
             name_of=lambda trial: trial.trial_id.rpartition("_")[2],
         )
-    frame = frame_of(results, list(space))
+    frame = frame_of(results, list(space), recipe.epochs)
     write_results(folder, name, frame, list(space), recipe.epochs)
     if frame["knn"].isna().all():
         errors = [error for error in frame["error"] if error]
@@ -121,17 +138,19 @@ def optuna(seed: int) -> Any:
         raise UserError("--algorithm optuna needs the extra: pip install 'rayssl[optuna]'") from error
 
 
-def drive(config: dict[str, Any], recipe: Recipe, run: Run) -> None:
-    """A trial, in an actor of its own."""
+def drive(config: dict[str, Any], recipe: Recipe, run: Run, classes: int) -> None:
+    """A trial, in an actor of its own. One that has collapsed counts as chance level."""
     from ray import tune
 
     name = tune.get_context().get_trial_name()
     folder = open_folder(run.storage) / name
     try:
-        folder = pretrain(
-            derived(recipe, config), replace(run, name=name, resume=folder.exists("recipe.json")), name, reported
-        )
-        tune.report({**last(folder), "status": "collapsed" if has_collapsed(folder, run) else "finished"})
+        run = replace(run, name=name, resume=True)
+        pretrain(derived(recipe, config), run, name, reported)
+        if has_collapsed(folder, run):
+            tune.report({**last(folder), "knn": 100 / classes, "status": "collapsed"})
+        else:
+            tune.report({**last(folder), "status": "finished"})
     except Exception as error:
         told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         tune.report({**last(folder), "status": "failed", "error": told})
@@ -141,25 +160,31 @@ def last(folder: Folder) -> dict[str, Any]:
     """What `metrics.jsonl` last says of the online kNN, as a report to Tune."""
     lines = folder.read("metrics.jsonl").decode().splitlines() if folder.exists("metrics.jsonl") else []
     found = [json.loads(line) for line in lines if '"knn/top1"' in line]
-    return {"epoch": found[-1]["epoch"] + 1, "knn": 100 * found[-1]["knn/top1"]} if found else {"epoch": 0, "knn": 0.0}
+    told = {"epoch": found[-1]["epoch"] + 1, "knn": 100 * found[-1]["knn/top1"]} if found else {"epoch": 0, "knn": 0.0}
+    return {"name": folder.path.rpartition("/")[2], **told}
 
 
 # --------------------------------------------------------------------------------------------- results
 
 
-def frame_of(results: Any, fields: list[str]) -> pd.DataFrame:
-    """A row a trial, best first: `trial`, the fields, `knn` in percent, `epochs`, `status`, `error`."""
+def frame_of(results: Any, fields: list[str], epochs: int) -> pd.DataFrame:
+    """A row a trial, best first: `trial` (its folder), fields, `knn` in percent, `epochs`, `status`, `error`.
+
+    Args:
+        epochs: of a whole trial: one that ASHA stopped there has finished.
+    """
     rows = []
-    for number, result in enumerate(results):
+    for result in results:
         told: Mapping[str, Any] = result.metrics or {}
+        ended = "finished" if told.get("epoch") == epochs else "stopped"
         error = told.get("error", "") or (str(result.error).strip().splitlines()[-1] if result.error else "")
         rows.append(
             {
-                "trial": f"{number:03d}",
+                "trial": told.get("name", ""),
                 **{name: (result.config or {}).get(name) for name in fields},
                 "knn": told["knn"] if told.get("epoch") else None,
                 "epochs": told.get("epoch", 0),
-                "status": "failed" if result.error else told.get("status", "stopped"),
+                "status": "failed" if result.error else told.get("status", ended),
                 "error": error,
             }
         )
@@ -172,7 +197,7 @@ def write_results(folder: Folder, name: str, frame: pd.DataFrame, fields: list[s
     folder.write("results.csv", frame.to_csv(index=False).encode())
     head = ["trial", *fields, "knn", "epochs", "status"]
     rows = [
-        [row["trial"], *(f"{row[field]:.4g}" for field in fields), shown(row["knn"]), str(row["epochs"]), row["status"]]
+        [row["trial"], *(_value(row[field]) for field in fields), shown(row["knn"]), str(row["epochs"]), row["status"]]
         for _, row in frame.iterrows()
     ]
     lines = [
@@ -198,6 +223,10 @@ def write_results(folder: Folder, name: str, frame: pd.DataFrame, fields: list[s
         table.add_row(*row)
     Console().print(table)
     console.print(f"{folder.path}/results.md, .csv, .png; curves: tensorboard --logdir {folder.path}")
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def picture(frame: pd.DataFrame, fields: list[str], epochs: int) -> Figure:

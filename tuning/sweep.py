@@ -47,6 +47,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.concurrent < 0:
             raise ValueError("seeds is at least 1, concurrent 0 or more")
+        if self.run.stop_epoch:
+            raise ValueError("a sweep evaluates trials at their end: leave out run.stop_epoch")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
     """
     grid = find_grid(name)
     folder = open_folder(options.run.storage) / (options.run.name or f"{grid.name}-{options.profile}")
-    plan = claimed(folder, asked(grid, options, given), options)
+    plan = planned(folder, asked(grid, options, given), options)
     trials = {
         trial_name(cell, seed): trial_of(grid, plan, cell, seed, options.run, folder)
         for cell in plan.cells
@@ -86,7 +88,9 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
     if left:
         with cluster(options.run.address) as resources:
             recipes = list({trial.recipe.to_json(): trial.recipe for trial in trials.values()}.values())
-            slots = side_by_side(recipes, options.run, resources, options.concurrent)
+            most = min(options.concurrent or len(trials), len(trials))  # of all: a resumed sweep has the same threads
+            slots = side_by_side(recipes, options.run, resources, most)
+            plan.write(folder)
             console.print(
                 f"[bold]{folder.path}[/]: {grid.paper}, {grid.table}, {len(left)} trials to run "
                 f"({len(before)} done before), {slots} at a time"
@@ -117,13 +121,25 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
 
 
 def asked(grid: Grid, options: Options, given: Mapping[str, Any]) -> Sweep:
+    """What the command line asks for.
+
+    Raises:
+        UserError: no such cell; one path for cells of several datasets.
+    """
     paths = {k: absolute(v) if k in ("train", "test") and v else v for k, v in given.items()}
     cells = grid.picked(options.cells) if options.cells else grid.cells(options.profile)
+    datasets = {dict(zip(grid.axes, cell, strict=True)).get("dataset") for cell in cells}
+    for name, path in paths.items():
+        if name in ("train", "test") and path and len(datasets) > 1 and "{dataset}" not in path:
+            raise UserError(
+                f"these cells span {', '.join(sorted(map(str, datasets)))}: write {{dataset}} in --data.{name}, "
+                "or pick the cells of one with --cells"
+            )
     return Sweep(grid.name, options.profile, tuple(cells), options.seeds, paths, absolute(options.labelled))
 
 
-def claimed(folder: Folder, plan: Sweep, options: Options) -> Sweep:
-    """The sweep of this folder, begun or gone on with. Going on may add cells and seeds, and change nothing else.
+def planned(folder: Folder, plan: Sweep, options: Options) -> Sweep:
+    """`plan`, or the sweep of this folder gone on with, which may add cells and seeds and change nothing else.
 
     Raises:
         UserError: the name is taken, or the sweep there is of another grid, profile or data.
@@ -144,10 +160,9 @@ def claimed(folder: Folder, plan: Sweep, options: Options) -> Sweep:
                     f"the sweep at {folder.path} has other --{what}: leave it out to go on, or give another --run.name"
                 )
         cells = (*before.cells, *(plan.cells if options.cells else ()))
-        plan = replace(before, cells=tuple(dict.fromkeys(cells)), seeds=max(before.seeds, plan.seeds))
-    elif folder.names():
+        return replace(before, cells=tuple(dict.fromkeys(cells)), seeds=max(before.seeds, plan.seeds))
+    if folder.names():
         raise UserError(f"{folder.path} holds something else than a sweep: give another --run.name")
-    plan.write(folder)
     return plan
 
 
@@ -159,15 +174,14 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
 
     data = {k: filled(v) if isinstance(v, str) else v for k, v in plan.data.items()}
     recipe = grid.recipe(cell, plan.profile).with_(seed=seed, data=data)
-    labelled = replace(recipe.data, train=filled(plan.labelled), limit=None) if plan.labelled else recipe.data
+    unlabelled = plan.labelled and open_source(recipe.data.train, recipe.data).classes is None
+    labelled = replace(recipe.data, train=filled(plan.labelled), limit=None) if unlabelled else recipe.data
     protocol, figure = grid.metric
-    storage = folder / "trials"
-    name = trial_name(cell, seed)
     return Trial(
         cell=cell,
         seed=seed,
         recipe=recipe,
-        run=replace(run, storage=storage.uri, name=name, resume=(storage / name).exists("recipe.json")),
+        run=replace(run, storage=(folder / "trials").uri, name=trial_name(cell, seed), resume=True),
         protocol=protocol,
         figure=figure,
         evaluation=evaluation.Options(
@@ -176,6 +190,7 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
             test_limit=1000 if plan.profile == "smoke" else None,
             workers=run.workers,
             device=run.device,
+            cpus=run.cpus,
             gpus=run.gpus,
         ),
     )
@@ -201,11 +216,11 @@ def check_data(trials: Mapping[str, Trial]) -> None:
 # ---------------------------------------------------------------------------------------------- trials
 
 
-def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Watch, slots: int) -> Any:
-    """Runs the trials on Tune. Returns its ResultGrid."""
+def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Watch, slots: int) -> None:
+    """Runs the trials on Tune; writes the outcome of one whose driver died for good."""
     from ray import tune
 
-    share = 1 / slots
+    share = next(iter(trials.values())).run.share / slots
     shared = {
         name: replace(it, run=replace(it.run, share=share), evaluation=replace(it.evaluation, share=share))
         for name, it in trials.items()
@@ -213,7 +228,7 @@ def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Wa
     told = [
         {"name": name, **dict(zip(grid.axes, it.cell, strict=True)), "seed": it.seed} for name, it in shared.items()
     ]
-    return run_trials(
+    results = run_trials(
         tune.with_parameters(drive, trials=shared),
         {"trial": tune.grid_search(told)},
         storage=folder,
@@ -221,6 +236,11 @@ def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Wa
         slots=slots,
         name_of=lambda trial: trial.config["trial"]["name"],
     )
+    for result in results:
+        if result.error is not None:
+            trial = shared[result.config["trial"]["name"]]
+            lost = f"its driver died: {str(result.error).strip().splitlines()[-1]}"
+            Outcome(trial.cell, trial.seed, "failed", error=lost).write(folder / "trials" / trial.run.name)
 
 
 def drive(config: dict[str, Any], trials: Mapping[str, Trial]) -> None:

@@ -39,18 +39,22 @@ def side_by_side(recipes: Sequence[Recipe], run: Run, resources: Mapping[str, fl
     """How many trials may run at once: so many that each has what `pretrain` needs, and none waits for ever.
 
     Args:
-        recipes: of the trials that are to be run.
-        run: the place of each; its share is not looked at.
+        recipes: of all trials.
+        run: the place of each; its share is that of all together.
         most: if above 0, at most so many.
 
     Raises:
         UserError: not even one can run; says what is needed.
     """
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    cpus, gpus = run.share * resources.get("CPU", 0.0), run.share * resources.get("GPU", 0.0)
     each = DRIVER_CPUS + run.workers * run.cpus
     on_gpus = run.device == "cuda" or (run.device == "auto" and gpus >= run.workers * run.gpus)
     slots = math.floor((cpus - DATA_CPUS) / each + 1e-6)
-    slots = min(slots, math.floor((gpus / run.gpus if on_gpus else cpus) / run.workers + 1e-6), most or slots)
+    if on_gpus:  # a fraction is of one GPU: of two, .4 fits four times and not five
+        workers = math.floor(gpus * (math.floor(1 / run.gpus) if run.gpus < 1 else 1 / run.gpus) + 1e-6)
+    else:
+        workers = math.floor(cpus)
+    slots = min(slots, workers // run.workers, most or slots)
     if slots < 1:
         raise UserError(
             f"a trial needs {each + DATA_CPUS:g} CPUs ({run.workers} workers of {run.cpus:g}, {DRIVER_CPUS:g} for its "
@@ -61,12 +65,35 @@ def side_by_side(recipes: Sequence[Recipe], run: Run, resources: Mapping[str, fl
     while True:
         try:
             for recipe in recipes:
-                placed(recipe, replace(run, share=1 / slots), rows[recipe.data], dict(resources))
+                placed(recipe, replace(run, share=run.share / slots), rows[recipe.data], dict(resources))
             return slots
         except UserError:
             if slots == 1:
                 raise
             slots -= 1
+
+
+def check_dashboard(patience: float = 30.0) -> None:
+    """Raises UserError where Ray's dashboard does not answer within `patience` seconds.
+
+    What is left of a trial that is stopped early is found and freed by way of it; without it the next one waits for
+    ever.
+    """
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    limit = time.monotonic() + patience
+    while True:
+        try:
+            list_nodes(limit=1, timeout=10)
+            return
+        except (RayStateApiException, ConnectionError, ValueError) as error:
+            if time.monotonic() > limit:
+                raise UserError(
+                    f"stopping trials early needs Ray's dashboard, which does not answer ({error}): "
+                    "start the cluster with it (ray start --head --include-dashboard true)"
+                ) from None
+            time.sleep(1.0)
 
 
 def absolute(pattern: str) -> str:
@@ -84,6 +111,7 @@ def reported(board: Any, epochs: int, steps: int) -> Iterator[None]:
     from ray import tune
 
     done = threading.Event()
+    name = tune.get_context().get_trial_name()
 
     def follow() -> None:
         told: dict[str, Any] = {}
@@ -98,7 +126,8 @@ def reported(board: Any, epochs: int, steps: int) -> Iterator[None]:
                 console.print(line)
             if now and now != told:
                 told = now
-                tune.report({"epoch": 0, "epochs": epochs, **now, "knn": 100 * now.get("knn/top1", 0.0)})
+                knn = 100 * now.get("knn/top1", 0.0)
+                tune.report({"name": name, "epoch": 0, "epochs": epochs, **now, "knn": knn})
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -143,7 +172,7 @@ class Watch(Callback):
             shown.add_row(name, trial.state, epoch, *values)
         done = sum(trial.state not in ("running", "waiting") for trial in self.trials.values())
         minutes = (time.monotonic() - self.start) / 60
-        return Group(shown, Text(f"{done} of {len(self.trials)} trials have ended, {minutes:.0f} min"))
+        return Group(Text(f"{done} of {len(self.trials)} trials have ended, {minutes:.0f} min"), shown)
 
     def setup(self, *args: Any, **info: Any) -> None:
         self.live = Live(get_renderable=self.table, console=console, refresh_per_second=1, transient=True)
@@ -170,7 +199,7 @@ class Watch(Callback):
         line = self.line(trial)
         line.state, line.now = state, trial.last_result or {}
         words = (f"{trial}:", state, _cell(line.now, self.metric, "{:.2f}"), line.now.get("error", ""))
-        console.print(" ".join(word for word in words if word), highlight=False)
+        console.print(" ".join(word for word in words if word), highlight=False, markup=False)
 
     def stop(self) -> None:
         if self.live:
@@ -192,8 +221,7 @@ def run_trials(
     samples: int = 1,
     search: Any = None,
     scheduler: Any = None,
-    name_of: Callable[[Any], str] | None = None,
-    restarts: int = 2,
+    name_of: Callable[[Any], str],
 ) -> Any:
     """Tune's part. Returns its ResultGrid, whose `get_dataframe()` is a pandas frame of these trials.
 
@@ -201,7 +229,6 @@ def run_trials(
         drive: a trial: gets what the space drew.
         storage: Folder under which Tune keeps its own records.
         name_of: a trial's name, from Tune's own object; `tune.get_context().get_trial_name()` within it.
-        restarts: how often a driver that died (not one that failed) is begun again.
     """
     from ray import tune
 
@@ -222,7 +249,7 @@ def run_trials(
             name="tune",
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
-            failure_config=tune.FailureConfig(max_failures=restarts),
+            failure_config=tune.FailureConfig(max_failures=2),  # of drivers that died: what fails is a result
             callbacks=[watch],
             verbose=0,
         ),

@@ -1,5 +1,6 @@
 """Grids: every figure where the paper has it, every cell a recipe that differs in what varies alone."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from methods.metrics.linear import Linear
 from pipelines.errors import UserError
 from pipelines.recipe import Recipe, find_recipe
+from tuning.__main__ import main
+from tuning.cost import hours, shown
 from tuning.grid import PROFILES, Profile, find_grid, grids, named, table
 
 DATASETS = ("cifar10", "cifar100", "stl10", "tinyimagenet")
@@ -152,3 +155,23 @@ def test_a_grid_has_its_papers_protocol() -> None:
     papers = {"ressl": 10.0, "sce": 30.0, "simsiam": 0.02}
     assert all(rate == papers[name.partition("_")[0]] for name, rate in rates.items())
     assert find_grid("sce_table1").linear == Linear()
+
+
+def test_the_list_shows_whole_names_and_costs_also_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, grid in grids().items():
+        (line,) = (line for line in lines if f" {name} " in line)
+        words = [word.strip() for word in line.split("│")]
+        assert words[1] == name and words[4] == str(len(grid.figures))
+        assert all(re.fullmatch(r"[\d.,]+ (min|h|d)", cost) for cost in words[6:9]), words
+
+
+def test_cost_is_images_over_measured_images_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuning.cost.RATES", {("resnet20", 32): 200.0})
+    grid = find_grid("sce_table1")
+    assert hours(grid, "small") == pytest.approx(11 * 10 * 10_000 / 200 / 3600)
+    assert hours(grid, "paper") is None
+    symmetric = find_grid("sce_table4")
+    assert hours(symmetric, "small") == pytest.approx((5 + 2 * 3) * 10 * 10_000 / 200 / 3600)
+    assert [shown(value) for value in (None, 0.001, 0.5, 3.25, 480.0)] == ["-", "1 min", "30 min", "3.2 h", "20 d"]

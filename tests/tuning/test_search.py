@@ -13,6 +13,7 @@ from pipelines.recipe import Run, find_recipe, recipes
 from pipelines.storage import open_folder
 from tuning.search import Options, frame_of, search, write_results
 from tuning.spaces import derived, find_space, lambda_, temperatures
+from tuning.trials import check_dashboard
 
 
 def test_temperatures_are_those_the_method_has() -> None:
@@ -66,22 +67,23 @@ class Result:
 
 def test_results_are_ordered_and_say_how_each_trial_ended(tmp_path: Path) -> None:
     results = [
-        Result({"method.coefficient": 0.25}, {"knn": 31.0, "epoch": 1}),
-        Result({"method.coefficient": 0.75}, {"knn": 42.0, "epoch": 9, "status": "finished"}),
-        Result({"method.coefficient": 0.5}, {"status": "failed", "error": "too large"}),
+        Result({"method.coefficient": 0.25}, {"name": "a", "knn": 31.0, "epoch": 1}),
+        Result({"method.coefficient": 0.75}, {"name": "b", "knn": 42.0, "epoch": 9, "status": "finished"}),
+        Result({"method.coefficient": 0.6}, {"name": "c", "knn": 41.0, "epoch": 9}),
+        Result({"method.coefficient": 0.5}, {"name": "d", "knn": 0.0, "epoch": 0, "status": "failed", "error": "no"}),
         Result({"method.coefficient": 1.0}, {}, RuntimeError("first\nlast line")),
     ]
-    frame = frame_of(results, ["method.coefficient"])
-    assert frame["trial"].tolist() == ["001", "000", "002", "003"]
-    assert frame["status"].tolist() == ["finished", "stopped", "failed", "failed"]
-    assert frame["error"].tolist() == ["", "", "too large", "last line"]
+    frame = frame_of(results, ["method.coefficient"], 9)
+    assert frame["trial"].tolist() == ["b", "c", "a", "d", ""]
+    assert frame["status"].tolist() == ["finished", "finished", "stopped", "failed", "failed"]
+    assert frame["error"].tolist() == ["", "", "", "no", "last line"]
     folder = open_folder(str(tmp_path))
     write_results(folder, "sce_cifar10", frame, ["method.coefficient"], 9)
-    rows = [line for line in folder.read("results.md").decode().splitlines() if line.startswith("| 0")]
-    assert rows[0] == "| 001 | 0.75 | 42.00 | 9 | finished |" and rows[2] == "| 002 | 0.5 | - | 0 | failed |"
-    assert pd.read_csv(io.BytesIO(folder.read("results.csv")))["knn"].tolist()[:2] == [42.0, 31.0]
+    rows = [line for line in folder.read("results.md").decode().splitlines() if line.startswith("| ")][2:]
+    assert rows[0] == "| b | 0.75 | 42.00 | 9 | finished |" and rows[3] == "| d | 0.5 | - | 0 | failed |"
+    assert pd.read_csv(io.BytesIO(folder.read("results.csv")))["knn"].tolist()[:3] == [42.0, 41.0, 31.0]
     assert Image.open(tmp_path / "results.png").size[0] > 300
-    assert sorted(path.parent.name for path in tmp_path.glob("tensorboard/*/events.*")) == ["000", "001"]
+    assert sorted(path.parent.name for path in tmp_path.glob("tensorboard/*/events.*")) == ["a", "b", "c"]
 
 
 def test_options_that_make_no_search() -> None:
@@ -90,14 +92,25 @@ def test_options_that_make_no_search() -> None:
         Options(recipe, trials=0)
     with pytest.raises(ValueError, match="reduction is above 1"):
         Options(recipe, reduction=1.0)
-    with pytest.raises(ValueError, match="knn_epochs is at least 1"):
-        Options(recipe, run=Run())
+    for run in (Run(), Run(knn_epochs=2), Run(knn_epochs=300)):
+        with pytest.raises(ValueError, match="grace_epochs at least that and at most the recipe's 200 epochs"):
+            Options(recipe, run=run)
+    with pytest.raises(ValueError, match="can't be gone on with"):
+        Options(recipe, run=Run(knn_epochs=1, resume=True))
+
+
+def test_a_cluster_without_a_dashboard_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(**options: Any) -> None:
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr("ray.util.state.list_nodes", silent)
+    with pytest.raises(UserError, match=r"needs Ray's dashboard, .* \(no answer\): start the cluster with it"):
+        check_dashboard(patience=0.0)
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("algorithm", ["optuna"])
-def test_a_search_ends_with_figures(algorithm: Any, images: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_search_ends_with_figures(images: tuple[Path, Path], tmp_path: Path) -> None:
     recipe = find_recipe("sce_cifar10").with_(
         backbone="resnet20",
         data={"train": str(images[0]), "test": str(images[1]), "size": 16},
@@ -107,9 +120,10 @@ def test_a_search_ends_with_figures(algorithm: Any, images: tuple[Path, Path], t
         batch_size=64,
     )
     run = Run(storage=str(tmp_path), name="s", cpus=0.4, knn_epochs=1)
-    search("sce_cifar10", Options(recipe, "lambda", algorithm, trials=2, run=run))
+    options = Options(recipe, "lambda", "optuna", trials=2, run=run)
+    search("sce_cifar10", options)
     frame = pd.read_csv(tmp_path / "s" / "results.csv")
     assert frame["status"].tolist() == ["finished"] * 2 and frame["epochs"].tolist() == [1, 1]
     assert frame["knn"].between(0, 100).all() and frame["method.coefficient"].nunique() == 2
     with pytest.raises(UserError, match=r"holds something already: give another --run\.name"):
-        search("sce_cifar10", Options(recipe, "lambda", algorithm, trials=2, run=run))
+        search("sce_cifar10", options)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_images
 
 import tuning.grids.sce
+import tuning.sweep
 from methods.metrics.linear import Linear
 from pipelines.errors import UserError
 from pipelines.recipe import Recipe, Run, find_recipe
@@ -20,8 +22,8 @@ from pipelines.storage import open_folder
 from tuning.__main__ import given, main
 from tuning.grid import Grid, find_grid
 from tuning.report import Outcome, Sweep, outcomes, read_sweep
-from tuning.sweep import Options, asked, check_data, claimed, drive, sweep, trial_of
-from tuning.trials import side_by_side
+from tuning.sweep import Options, asked, check_data, drive, planned, sweep, trial_of
+from tuning.trials import run_trials, side_by_side
 
 HERE = {"object_store_memory": 4e9}
 
@@ -45,6 +47,8 @@ def recipe(images: tuple[Path, Path]) -> Recipe:
         (Run(cpus=0.45), {"CPU": 16, "GPU": 2}, 0, 2),
         (Run(cpus=0.45, gpus=0.25), {"CPU": 16, "GPU": 2}, 0, 8),
         (Run(cpus=0.45, gpus=0.25), {"CPU": 3, "GPU": 2}, 0, 4),
+        (Run(cpus=0.45, gpus=0.4), {"CPU": 16, "GPU": 2}, 0, 4),  # two on each GPU, though five times .4 is 2
+        (Run(cpus=0.45, share=0.5), {"CPU": 16}, 0, 8),
         (Run(cpus=0.45, device="cpu"), {"CPU": 4, "GPU": 1}, 0, 4),
         (Run(cpus=0.5, feed="stream"), {"CPU": 6}, 0, 4),  # each share leaves a CPU to its data stages
     ],
@@ -54,7 +58,7 @@ def test_as_many_trials_at_once_as_never_wait_for_one_another(
 ) -> None:
     assert side_by_side([recipe], run, resources | HERE, most) == slots
     taken = slots * (0.05 + run.workers * run.cpus)
-    assert taken + 1 <= resources["CPU"] + 1e-6, "no CPU is left for the data tasks"
+    assert taken + 1 <= run.share * resources["CPU"] + 1e-6, "no CPU is left for the data tasks"
 
 
 def test_no_resources_for_one_trial_says_what_is_needed(recipe: Recipe) -> None:
@@ -79,29 +83,47 @@ def resumed(options: Options) -> Options:
 def test_a_folder_is_one_sweep(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path / "a"))
     first, options = plan(train="x.parquet")
-    assert claimed(folder, first, options) == first
+    assert planned(folder, first, options) == first and not folder.exists("sweep.json")
+    first.write(folder)
     with pytest.raises(UserError, match=r"--run\.resume to go on with it, or another --run\.name"):
-        claimed(folder, first, options)
-    assert claimed(folder, replace(first, data={}), resumed(options)) == first, "what was given is remembered"
+        planned(folder, first, options)
+    assert planned(folder, replace(first, data={}), resumed(options)) == first, "what was given is remembered"
 
     more, options = plan(cells="0.2/0.03", seeds=2)
-    whole = claimed(folder, more, resumed(options))
+    whole = planned(folder, more, resumed(options))
     assert whole.cells == ((0.1, 0.03), (0.2, 0.03)) and whole.seeds == 2 and whole.data == first.data
+    whole.write(folder)
     assert read_sweep(folder) == whole
     every, options = plan(cells="")
-    assert claimed(folder, every, resumed(options)) == whole, "no cells given: those of the sweep"
+    assert planned(folder, every, resumed(options)) == whole, "no cells given: those of the sweep"
 
     with pytest.raises(UserError, match="has the grid sce_table6, not sce_table1"):
-        claimed(folder, *plan_resumed("sce_table1", "0.5"))
+        planned(folder, *plan_resumed("sce_table1", "0.5"))
     with pytest.raises(UserError, match="has the profile smoke, not small"):
-        claimed(folder, replace(first, profile="small"), resumed(options))
+        planned(folder, replace(first, profile="small"), resumed(options))
     with pytest.raises(UserError, match="has other --data: leave it out"):
-        claimed(folder, replace(first, data={"train": "/y.parquet"}), resumed(options))
+        planned(folder, replace(first, data={"train": "/y.parquet"}), resumed(options))
 
     other = open_folder(str(tmp_path / "b"))
     other.write("recipe.json", b"{}")
     with pytest.raises(UserError, match="holds something else than a sweep"):
-        claimed(other, first, options)
+        planned(other, first, options)
+
+
+def test_what_was_given_comes_back_from_json(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    first, options = plan(mean=(0.5, 0.5, 0.5), limit=7)
+    first.write(folder)
+    assert planned(folder, first, resumed(options)) == first
+    hash(trial_of(find_grid("sce_table6"), read_sweep(folder), (0.1, 0.03), 0, Run(), folder).recipe.data)
+
+
+def test_one_path_is_not_taken_for_several_datasets() -> None:
+    several, one = "none/cifar10,none/stl10", "none/stl10"
+    with pytest.raises(UserError, match=r"span cifar10, stl10: write \{dataset\} in --data.test"):
+        plan("ressl_table4", several, train="{dataset}/a.parquet", test="b.parquet")
+    assert len(plan("ressl_table4", several, train="{dataset}/a.parquet", limit=5)[0].cells) == 2
+    assert len(plan("ressl_table4", one, train="a.parquet", test="b.parquet")[0].cells) == 1
 
 
 def plan_resumed(grid: str, cells: str) -> tuple[Sweep, Options]:
@@ -109,20 +131,26 @@ def plan_resumed(grid: str, cells: str) -> tuple[Sweep, Options]:
     return first, resumed(options)
 
 
-def test_given_data_stands_in_for_every_cells_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_given_data_stands_in_for_every_cells_own(tmp_path: Path, images: tuple[Path, Path]) -> None:
     grid = find_grid("ressl_table4")
     options = Options(profile="small")
-    told = {"train": "{dataset}/train.parquet", "test": "s3://b/{dataset}.parquet", "limit": 99}
+    for name in ("stl10", "cifar10"):
+        (tmp_path / name).mkdir()
+        table = pq.read_table(images[0])
+        pq.write_table(table if name == "cifar10" else table.select(["image"]), tmp_path / name / "train.parquet")
+    told = {"train": f"{tmp_path}/{{dataset}}/train.parquet", "test": "s3://b/{dataset}.parquet", "limit": 99}
     wanted = replace(asked(grid, options, told), labelled="/l/{dataset}.parquet")
-    trial = trial_of(grid, wanted, ("none", "stl10"), 3, options.run, open_folder(str(tmp_path / "s")))
+    folder = open_folder(str(tmp_path / "s"))
+    trial = trial_of(grid, wanted, ("none", "stl10"), 3, options.run, folder)
     assert trial.recipe.data == replace(
         find_recipe("ressl_stl10").data, train=f"{tmp_path}/stl10/train.parquet", test="s3://b/stl10.parquet", limit=99
     )
     assert trial.recipe.seed == 3 and trial.recipe.backbone == "resnet20"
     assert trial.evaluation.data.train == "/l/stl10.parquet" and trial.evaluation.data.limit is None
     assert trial.evaluation.linear.augment == "none"
-    assert (trial.run.name, trial.run.resume) == ("none_stl10-seed3", False)
+    assert (trial.run.name, trial.run.resume) == ("none_stl10-seed3", True)
+    labelled = trial_of(grid, wanted, ("none", "cifar10"), 0, options.run, folder)
+    assert labelled.evaluation.data == labelled.recipe.data, "its own images have labels"
 
 
 def test_fields_named_on_the_command_line_are_given() -> None:
@@ -144,8 +172,6 @@ def test_data_is_looked_at_before_anything_starts(tmp_path: Path, images: tuple[
     with pytest.raises(UserError, match="nothing"):
         check(tmp_path / "nothing-*.parquet", images[1])
     unlabelled = write_images(tmp_path / "plain.parquet", 20)
-    import pyarrow.parquet as pq
-
     pq.write_table(pq.read_table(unlabelled).select(["image"]), unlabelled)
     with pytest.raises(UserError, match="no labels to evaluate with: give --labelled"):
         check(unlabelled, images[1])
@@ -215,9 +241,16 @@ def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grid]:
 @pytest.mark.timeout(400)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
-    grid: Grid, images: tuple[Path, Path], tmp_path: Path
+    grid: Grid, images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cell that fails beside a good one; on resuming the good one is not run again, and a further cell is."""
+    grids: list[Any] = []
+
+    def kept(*args: Any, **options: Any) -> Any:
+        grids.append(run_trials(*args, **options))
+        return grids[-1]
+
+    monkeypatch.setattr(tuning.sweep, "run_trials", kept)
     told = {"train": str(images[0]), "test": str(images[1])}
     run = Run(storage=str(tmp_path), name="s", cpus=0.4)
     options = Options(profile="smoke", cells="good,broken", run=run)
@@ -228,6 +261,8 @@ def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
         outcome.cell[0]: outcome for outcome in outcomes(open_folder(str(folder)), read_sweep(open_folder(str(folder))))
     }
     good = first["good"]
+    opened = grids[0].get_dataframe().set_index("config/trial/what")  # Tune's ResultGrid
+    assert opened.top1["good"] == pytest.approx(good.figure) and "split" in opened.error["broken"]
     assert (good.status, good.step, first["broken"].status) == ("finished", 16, "failed")
     assert good.figure is not None and 0 < good.figure <= 100
     written = json.loads((folder / "trials/good-seed0/evaluation.json").read_text())
