@@ -42,7 +42,7 @@ def sweep(arguments: list[str]) -> None:
 
     name, rest = chosen("tuning sweep", "grid", arguments, grids())
     grid = find_grid(name)
-    base = grid.recipe(next(iter(grid.figures)), "paper").data
+    base = grid.recipe(next(iter(grid.figures)), "small").data  # the default profile
     program = f"python -m tuning sweep {name}"
     told = f"{grid.paper}, {grid.table}: {grid.title}. A cell is {'/'.join(grid.axes)}."
     options = parsed(Options, Options(data=base), rest, program, told)
