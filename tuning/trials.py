@@ -231,10 +231,11 @@ def run_trials(
         name_of: a trial's name, from Tune's own object; `tune.get_context().get_trial_name()` within it.
     """
     from ray import tune
+    from ray.tune.logger import JsonLoggerCallback
 
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths of the user's own code mean what they say
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # else Tune prints boxes, whatever its verbosity
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # runs and reports have their own curves
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # runs and reports have their own curves and tables
     tuner = tune.Tuner(
         tune.with_resources(drive, {"cpu": DRIVER_CPUS}),
         param_space=dict(space),
@@ -250,7 +251,7 @@ def run_trials(
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
             failure_config=tune.FailureConfig(max_failures=2),  # of drivers that died: what fails is a result
-            callbacks=[watch],
+            callbacks=[watch, JsonLoggerCallback()],  # from its files a ResultGrid makes its frame
             verbose=0,
         ),
     )
