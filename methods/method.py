@@ -61,6 +61,11 @@ class Method(nn.Module):
 
     backbone: Backbone  # what evaluation keeps
     turns: tuple[str, ...] = ("model",)  # one optimizer each
+    owns_backbone = False
+    """Whether it makes its backbone itself, and is built with None in its place."""
+    starts_from: str | None = None
+    """A method that must have been trained before. It is held whole under its own name, as `self.autoencoder`, and
+    `start_from` loads its run there."""
 
     def turns_at(self, clock: Clock) -> tuple[str, ...]:
         """The turns that move at this step, in order."""
@@ -79,3 +84,15 @@ class Method(nn.Module):
 
     def after_step(self, clock: Clock) -> None:
         """Called after the step's last turn. Teachers follow here."""
+
+    def pictures(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
+        """What one would rather look at, of a batch's first samples: a name -> uint8 (N, C, H, W). Moves no state."""
+        return {}
+
+    def sample(self, index: Tensor, seed: int) -> Tensor:
+        """Generated images, uint8 (N, C, H, W), of a method with a generator: a function of `index` (N,) and `seed`.
+
+        Raises:
+            ValueError: it generates nothing.
+        """
+        raise ValueError(f"{type(self).__name__} has no generator: choose a run of dfgan")

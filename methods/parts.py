@@ -1,17 +1,19 @@
-"""Parts that methods hold: draws, teacher, queue, heads, batch norm. Legend: B batch, D features, K queue."""
+"""Parts that methods hold: draws, turns, queue, teacher, heads, batch norm. Legend: B batch, D features, K queue."""
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 # ---------------------------------------------------------------------------------------------- draws
 
@@ -49,6 +51,58 @@ def draw(seed: int, moment: int, index: Tensor, name: str, width: int) -> Tensor
     columns = torch.arange(1, width + 1, device=index.device) * golden  # (width,)
     bits = _mix(rows[:, None] + columns)  # (B, width)
     return ((bits >> 40) & (2**24 - 1)).float() * 2.0**-24
+
+
+def normal(seed: int, moment: int, index: Tensor, name: str, width: int) -> Tensor:
+    """Standard normal numbers, float32 (B, width), from `draw` by the Box-Muller transform; |values| < 5.9."""
+    u, angle = draw(seed, moment, index, name, 2 * width).chunk(2, dim=1)
+    return (-2.0 * torch.log1p(-u)).sqrt() * torch.cos(2 * math.pi * angle)
+
+
+# --------------------------------------------------------------------------------------------- turns
+
+
+class _Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+def reverse_gradient(x: Tensor) -> Tensor:
+    """x, whose gradient changes its sign on the way back (Ganin and Lempitsky, 2015): opposite goals in one turn."""
+    return _Reversed.apply(x)
+
+
+@contextmanager
+def still(*networks: nn.Module) -> Iterator[None]:
+    """Networks that a turn uses and does not train: gradients pass through, batch norm still takes the batch's
+    statistics, but neither its running ones nor the vectors of spectral norm move."""
+    norms = [m for n in networks for m in n.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    spectral = [m for n in networks for m in n.modules() if isinstance(m, _SpectralNorm)]
+    flags: list[tuple[nn.Module, str]] = [(m, "track_running_stats") for m in norms if m.training]
+    flags += [(m, "training") for m in spectral]
+    before = [(module, name, getattr(module, name)) for module, name in flags]
+    for module, name in flags:
+        setattr(module, name, False)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+
+
+def centred(images: Tensor) -> Tensor:
+    """uint8 (B, C, H, W), or float from 0 to 255 -> float in [-1, 1]."""
+    return images / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float in [-1, 1] -> uint8, rounded and clamped: what `centred` takes back."""
+    return ((images.detach() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 # --------------------------------------------------------------------------------------------- ranks

@@ -25,6 +25,7 @@ from torch import Tensor
 import pipelines.recipe as recipes
 from methods import backbones, supervised
 from methods.backbones import Backbone
+from methods.method import Facts, Method
 from methods.metrics.knn import knn
 from methods.metrics.linear import Linear, linear
 from methods.metrics.logistic import REGULARIZATIONS, logistic
@@ -263,19 +264,34 @@ def subject(target: str, options: Options) -> Subject:
         console.print(f"[yellow]{line}[/]")
     if state is None:
         raise UserError(f"{target} has no good checkpoint: pretrain it first (--run.resume goes on with a run)")
-    torch.manual_seed(recipe.seed)
-    image = next(iter(recipe.facts(1, None).views.values()))[0]
-    random, trained = (  # the first draw is the one that the run began with
-        backbones.build(recipe.backbone, image=image, mean=recipe.data.mean, std=recipe.data.std)  # type: ignore[arg-type]
-        for _ in range(2)
-    )
-    if recipe.batch_norm == "none":
-        trained, random = (set_batch_norm(network, "none") for network in (trained, random))
-    weights = {k.removeprefix("backbone."): v for k, v in state["method"].items() if k.startswith("backbone.")}
-    trained.load_state_dict(weights)
+    facts = facts_of(folder, recipe)
+    trained, random = trained_method(recipe, facts, state), initial_method(recipe, facts)
     initial = [recipe.backbone, recipe.batch_norm == "none", recipe.seed]
+    if trained.owns_backbone:
+        initial = [*initial, recipe.method_name, dataclasses.asdict(recipe.method)]
+    image = next(iter(facts.views.values()))[0]
     size = min(image[-1], options.data.size)  # of a larger view the decoded image has not more
-    return Subject(trained, random, folder, "", size, recipe, state["step"], initial)
+    return Subject(trained.backbone, random.backbone, folder, "", size, recipe, state["step"], initial)
+
+
+def facts_of(folder: Folder, recipe: Recipe) -> Facts:
+    """What the run's method knew of its data."""
+    found = json.loads(folder.read("run.json"))["found"]
+    return recipe.facts(found["rows"], found["classes"])
+
+
+def initial_method(recipe: Recipe, facts: Facts) -> Method:
+    """As the run began: the same draws."""
+    torch.manual_seed(recipe.seed)
+    method = recipe.build(facts)
+    return set_batch_norm(method, "none") if recipe.batch_norm == "none" else method
+
+
+def trained_method(recipe: Recipe, facts: Facts, state: Mapping[str, Any]) -> Method:
+    """With the weights of a checkpoint."""
+    method = initial_method(recipe, facts)
+    method.load_state_dict(state["method"])
+    return method
 
 
 def exported(path: Path, options: Options) -> Subject:

@@ -37,7 +37,7 @@ class Training:
     Args:
         method: on its device already.
         wrapped: what is called: the method itself, or around it DistributedDataParallel.
-        specs: optimizer and schedule of each turn.
+        specs: optimizer and schedule of each turn; of others, which a variant of the method lacks, unused.
         batch_size: of all ranks together.
         precision: bf16 autocasts the forward pass.
     """
@@ -56,14 +56,12 @@ class Training:
     """Learning rates of the last step."""
 
     def __post_init__(self) -> None:
-        if set(self.specs) != set(self.method.turns):
-            raise UserError(
-                f"optimizers are given for {', '.join(self.specs)}; "
-                f"the method's turns are {', '.join(self.method.turns)}"
-            )
+        if missing := set(self.method.turns) - set(self.specs):
+            raise UserError(f"no optimizer is given for {', '.join(missing)}, of {', '.join(self.method.turns)}")
         self.optimizers = {
             turn: optim.build(spec, self.method.parameters_of(turn), self.batch_size)
             for turn, spec in self.specs.items()
+            if turn in self.method.turns
         }
         self._moving = {
             turn: [p for group in optimizer.param_groups for p in group["params"]]

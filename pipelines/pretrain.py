@@ -148,7 +148,7 @@ def check_build(recipe: Recipe, facts: Facts, folder: Folder) -> dict[str, Any] 
                 "give as many or more, or another --run.name"
             )
         return None
-    return start_from(recipe, method) if recipe.start_from else None
+    return start_from(recipe, method) if recipe.start_from or method.starts_from else None
 
 
 def write_settings(
@@ -160,7 +160,7 @@ def write_settings(
         "rows": facts.samples,
         "classes": facts.classes,
     }
-    if recipe.start_from and taken is None:  # a run that goes on began from what it took then
+    if taken is None:  # a run that goes on began from what it took then
         taken = json.loads(folder.read("run.json")).get("started_from") if folder.exists("run.json") else None
     folder.write("recipe.json", recipe.to_json().encode())
     settings = {"recipe": name, **dataclasses.asdict(run), "found": data, "started_from": taken}

@@ -31,7 +31,7 @@ class Recipe:
     method: Any
     """The method's hyper-parameters: the `Config` of a file in methods/."""
     backbone: str
-    """A name of `python -m pipelines list`, or timm:NAME."""
+    """A name of `python -m pipelines list`, or timm:NAME; `own` where the method brings its own network."""
     data: Data
     views: dict[str, View]
     """The views by name, as the method names them."""
@@ -72,9 +72,15 @@ class Recipe:
 
     def build(self, facts: Facts) -> Method:
         """The method with its backbone, its batch norm set, on the CPU, with weights drawn from the process's seed."""
+        method, own = load_method(self.method_name).METHOD, self.backbone == backbones.OWN
+        if own != method.owns_backbone:
+            has = "its own network: give --backbone own" if method.owns_backbone else "none of its own: give --backbone"
+            raise ValueError(f"--backbone {self.backbone}: {self.method_name} has {has}")
         image = next(iter(facts.views.values()))[0]
-        backbone = backbones.build(self.backbone, image=image, mean=self.data.mean, std=self.data.std)  # type: ignore[arg-type]
-        return load_method(self.method_name).METHOD(self.method, backbone, facts)
+        backbone = (
+            None if own else backbones.build(self.backbone, image=image, mean=self.data.mean, std=self.data.std)  # type: ignore[arg-type]
+        )
+        return method(self.method, backbone, facts)
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 import pipelines.recipe as recipes
-from methods.method import Batch, Clock, Facts
+from methods.method import Batch, Clock, Facts, Method
 from methods.metrics.knn import knn
 from methods.parts import set_batch_norm
 from pipelines.errors import UserError
@@ -43,9 +43,18 @@ class Task:
     board: Any
 
 
-def start_from(recipe: Recipe, method: torch.nn.Module) -> dict[str, Any]:
-    """Loads the weights of the run `recipe.start_from` that have the same name and shape. Returns what it took."""
-    folder = open_folder(recipe.start_from or "")
+def start_from(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """Loads the weights of the run `recipe.start_from`; returns what it took.
+
+    Where the method `starts_from` another, that run is loaded whole into the part of that name; otherwise the whole
+    backbone, and what else has the same name and shape.
+    """
+    wanted = method.starts_from
+    if recipe.start_from is None:
+        raise UserError(
+            f"{recipe.method_name} starts from a trained {wanted}: give --start-from RUN, a run of {wanted}"
+        )
+    folder = open_folder(recipe.start_from)
     if not folder.exists("recipe.json"):
         raise UserError(f"--start-from {recipe.start_from}: no run lies there (it has no recipe.json)")
     before = recipes.from_json(folder.read("recipe.json").decode())
@@ -53,13 +62,25 @@ def start_from(recipe: Recipe, method: torch.nn.Module) -> dict[str, Any]:
     state, _ = checkpoints.newest()
     if state is None:
         raise UserError(f"--start-from {recipe.start_from}: that run has no checkpoint yet")
-    own = method.state_dict()
-    taken = {k: v for k, v in state["method"].items() if k in own and own[k].shape == v.shape}
-    if not {name for name in own if name.startswith("backbone.")} <= taken.keys():
+    weights = state["method"]
+    if wanted and before.method_name != wanted:
         raise UserError(
-            f"--start-from {recipe.start_from}: the backbone of that {before.method_name}, {before.backbone}, "
-            f"does not fit {recipe.backbone}: give --backbone {before.backbone}"
+            f"--start-from {recipe.start_from}: that is a run of {before.method_name}, give one of {wanted}"
         )
+    if wanted:
+        weights = {f"{wanted}.{name}": value for name, value in weights.items()}
+    prefix = f"{wanted or 'backbone'}."
+    own = method.state_dict()
+    taken = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if missing := {name for name in own if name.startswith(prefix)} - taken.keys():
+        whose = f"the backbone of that {before.method_name}, {before.backbone}, does not fit {recipe.backbone}"
+        remedy = f"give --backbone {before.backbone}"
+        if wanted:
+            whose, remedy = (
+                f"that {wanted} is another one than this recipe's",
+                f"give its options as --method.{wanted}.X",
+            )
+        raise UserError(f"--start-from {recipe.start_from}: {whose}: {remedy} (the first to differ is {min(missing)})")
     method.load_state_dict(taken, strict=False)
     manifest = json.loads(checkpoints.folder.read(f"step-{state['step']:08d}.json"))
     return {
@@ -113,7 +134,7 @@ def rank_loop(task: Task) -> None:
     method = recipe.build(task.facts)
     checkpoints = Checkpoints(task.folder / "checkpoints", run.keep)
     state, broken = checkpoints.newest()
-    if recipe.start_from and state is None:
+    if (recipe.start_from or method.starts_from) and state is None:
         start_from(recipe, method)
     method = method.to(device).to(memory_format=torch.channels_last)
     method = set_batch_norm(method, recipe.batch_norm)
@@ -253,6 +274,8 @@ class Recorder:
         self.file.write(json.dumps({"step": clock.step, "epoch": clock.epoch - 1, **values}) + "\n")
         for name, value in values.items():
             self.board.add_scalar(name, value, clock.step)
+        for name, images in method.pictures(batch, clock).items():
+            self.board.add_image(f"pictures/{name}", make_grid(images.cpu(), nrow=8), clock.step)
         self.task.board.say.remote({"step": clock.step, "epoch": clock.epoch, **values})
         stop = values["features/feature_std"] < self.task.run.collapse_std
         if stop:
