@@ -48,20 +48,34 @@ class Grid:
     """(base, value of each axis) -> the cell's recipe. It sets the fields that vary and no other."""
     figures: Mapping[Cell, float | None]
     """The paper's, in percent, in the table's order. Its keys are the table's cells; None: the paper prints none."""
-    linear: Linear
-    """The protocol of the paper's figures."""
+    linear: Linear = field(default_factory=Linear)
+    """The protocol of the paper's figures, where they are of a linear classifier."""
     cited: Mapping[Cell, float] = field(default_factory=dict)
     """Figures that the table prints beside its own: what others report of the same cell."""
     smoke: tuple[Cell, ...] = ()
     """Cells of the profile `smoke`. None: the table's corner."""
     metric: tuple[str, str] = ("linear", "top1")
-    """Protocol and figure of `evaluation.json` that stand beside the paper's."""
+    """Protocol and figure of `evaluation.json` that stand beside the paper's; `{axis}` stands for the cell's value."""
+    reads: str = ""
+    """The axis, if any, that names figures of one trial, and not trials: a layer, a measure."""
+    percent: bool = True
+    """Whether the figures are percents, where `evaluation.json` has fractions."""
+    collapses: bool = True
+    """Whether a trial of low feature_std has collapsed, and counts as chance level."""
+    first: Callable[..., Recipe] | None = None
+    """(profile, value of each axis) -> the recipe whose run the cell's starts from; equal ones are trained once."""
+    random_init: Mapping[str, float] = field(default_factory=dict)
+    """What the table prints for random initialization: the axis `reads` (or "") -> the paper's figure."""
+    evaluation: Mapping[Profile, Mapping[str, Any]] = field(default_factory=dict)
+    """Fields of `pipelines.evaluate.Options` by profile."""
     profiles: Mapping[Profile, Mapping[str, Any]] = field(default_factory=dict)
     """Fields, as of `Recipe.with_`, in place of the profile's usual ones (`SCALES`)."""
 
     def __post_init__(self) -> None:
         if not self.axes or not all(self.axes.values()):
             raise ValueError(f"{self.name}: every axis needs values")
+        if self.reads and self.reads not in self.axes:
+            raise ValueError(f"{self.name}: it reads {self.reads}, the axes are {', '.join(self.axes)}")
         for cell in (*self.figures, *self.cited, *self.smoke):
             self.check(cell)
 
@@ -82,6 +96,16 @@ class Grid:
         axes = list(self.axes.values())
         corner = set(itertools.product(*(values[:1] for values in axes[:-2]), *(values[:2] for values in axes[-2:])))
         return [cell for cell in self.figures if cell in corner]
+
+    def trial(self, cell: Cell) -> Cell:
+        """What is trained for a cell: the same for all figures that are read of one trial."""
+        return tuple(value for value, axis in zip(cell, self.axes, strict=True) if axis != self.reads)
+
+    def measured(self, cell: Cell) -> tuple[str, str]:
+        """Protocol and figure of `evaluation.json` that this cell shows."""
+        values = dict(zip(self.axes, cell, strict=True))
+        protocol, figure = (part.format(**values) for part in self.metric)
+        return protocol, figure
 
     def picked(self, text: str) -> list[Cell]:
         """Cells by name, each once: their values with a slash between, cells with a comma.
@@ -112,9 +136,12 @@ class Grid:
     def recipe(self, cell: Cell, profile: Profile) -> Recipe:
         """What a cell trains: the base of the profile, scaled, then with what varies."""
         values = dict(zip(self.axes, cell, strict=True))
-        base = find_recipe(self.bases[profile].format(**values))
+        return self.derive(self.scaled(self.bases[profile].format(**values), profile), **values)
+
+    def scaled(self, recipe: str, profile: Profile) -> Recipe:
+        """A recipe by name, scaled to the profile."""
         scale = self.profiles.get(profile, SCALES[profile])
-        return self.derive(base.with_(**scale) if scale else base, **values)
+        return find_recipe(recipe).with_(**scale)
 
 
 SCALES: Mapping[Profile, Mapping[str, Any]] = {

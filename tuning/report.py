@@ -47,22 +47,23 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`outcome.json`: how a trial ended."""
+    """How a trial ended, for one cell. `outcome.json` holds a list of them: of all cells that the trial fills."""
 
     cell: Cell
     seed: int
     status: Status
     figure: float | None = None
-    """In percent; chance level where the trial has collapsed, none where it failed."""
+    """As the table has it; chance level where the trial has collapsed, none where it failed."""
     step: int | None = None
     """The last one."""
     error: str = ""
     random_init: float | None = None
-    """In percent, by the same protocol: the backbone before training."""
+    """By the same protocol: the backbone before training."""
     raw_pixels: float | None = None
 
-    def write(self, folder: Folder) -> None:
-        folder.write("outcome.json", json.dumps(asdict(self), indent=2).encode())
+
+def write_outcomes(trial: Folder, ended: list[Outcome]) -> None:
+    trial.write("outcome.json", json.dumps([asdict(outcome) for outcome in ended], indent=2).encode())
 
 
 def read_sweep(folder: Folder) -> Sweep:
@@ -83,25 +84,30 @@ def read_sweep(folder: Folder) -> Sweep:
         raise UserError(f"{folder.path}/sweep.json has a cell that {sweep.grid} has not: {error}") from error
 
 
-def trial_name(cell: Cell, seed: int) -> str:
-    return f"{named(cell).replace('/', '_')}-seed{seed}"
+def trial_name(grid: Grid, cell: Cell, seed: int) -> str:
+    return f"{named(grid.trial(cell)).replace('/', '_')}-seed{seed}"
 
 
 def outcomes(folder: Folder, sweep: Sweep) -> list[Outcome]:
     """Of the trials that have ended, cell by cell."""
-    found = []
-    for cell in sweep.cells:
-        for seed in range(sweep.seeds):
-            trial = folder / "trials" / trial_name(cell, seed)
-            if trial.exists("outcome.json"):
-                try:
-                    outcome = pydantic.TypeAdapter(Outcome).validate_json(trial.read("outcome.json"))
-                except pydantic.ValidationError as error:
-                    raise UserError(
-                        f"{trial.path}/outcome.json does not fit this version of the project: {error}"
-                    ) from error
-                found.append(Outcome(cell, **{k: v for k, v in asdict(outcome).items() if k != "cell"}))
-    return found
+    grid = find_grid(sweep.grid)
+    found: dict[tuple[Cell, int], Outcome] = {}
+    for name in dict.fromkeys(trial_name(grid, cell, seed) for cell in sweep.cells for seed in range(sweep.seeds)):
+        trial = folder / "trials" / name
+        if trial.exists("outcome.json"):
+            try:
+                ended = pydantic.TypeAdapter(list[Outcome]).validate_json(trial.read("outcome.json"))
+            except pydantic.ValidationError as error:
+                raise UserError(
+                    f"{trial.path}/outcome.json does not fit this version of the project: {error}"
+                ) from error
+            found |= {(key(outcome.cell), outcome.seed): outcome for outcome in ended}
+    return [
+        replace(found[key(cell), seed], cell=cell)
+        for cell in sweep.cells
+        for seed in range(sweep.seeds)
+        if (key(cell), seed) in found
+    ]
 
 
 def trials_frame(grid: Grid, ended: list[Outcome]) -> pd.DataFrame:
@@ -191,6 +197,7 @@ def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
     head, rows = columns(grid, sweep, cells)
     rho = rank_correlation(cells)
     protocol, figure = grid.metric
+    unit = ", in percent" if grid.percent else ""
     fixed = (
         " on features extracted once" if protocol == "linear" and grid.protocol(sweep.profile).augment == "none" else ""
     )
@@ -198,8 +205,7 @@ def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
     lines = [
         f"# {grid.paper}, {grid.table}: {grid.title}",
         "",
-        f"`{grid.name}`, profile `{sweep.profile}`, {sweep.seeds} seed(s){given}; {figure} by {protocol}{fixed}, "
-        "in percent.",
+        f"`{grid.name}`, profile `{sweep.profile}`, {sweep.seeds} seed(s){given}; {figure} by {protocol}{fixed}{unit}.",
         "",
         *("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)),
         "",
@@ -212,6 +218,9 @@ def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
     if all(baselines.values()):
         random, raw = (" to ".join(dict.fromkeys((min(v), max(v)))) for v in baselines.values())
         lines += ["", f"By the same protocol random initialization has {random}, raw pixels have {raw}."]
+    if grid.random_init:
+        printed = ", ".join(f"{name} {value:g}".strip() for name, value in grid.random_init.items())
+        lines += ["", f"For random initialization the paper prints {printed}."]
     failed = [outcome for outcome in ended if outcome.status == "failed"]
     lines += ["", "Failed:", ""] if failed else []
     lines += [f"- {named(outcome.cell)}, seed {outcome.seed}: {' '.join(outcome.error.split())}" for outcome in failed]
@@ -254,7 +263,7 @@ def _line(axis: Axes, cells: pd.DataFrame, name: str, column: str) -> None:
     for place, value, mark in zip(x, cells[column], cells["mark"], strict=True):
         if mark:
             axis.annotate(mark, (place, value), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=12)
-    axis.set(xlabel=name, ylabel="top-1, %")
+    axis.set(xlabel=name)
     axis.grid(alpha=0.3)
 
 
@@ -298,31 +307,31 @@ def report(folder: Folder) -> str:
     buffer = io.BytesIO()
     picture(grid, sweep, cells_frame(grid, sweep, ended)).savefig(buffer, format="png")
     folder.write("results.png", buffer.getvalue())
-    trials = {
-        trial_name(outcome.cell, outcome.seed): (
-            {**dict(zip(grid.axes, outcome.cell, strict=True)), "seed": outcome.seed, "status": outcome.status},
-            outcome.figure,
-        )
-        for outcome in ended
-        if outcome.figure is not None
-    }
-    hyperparameters(folder, trials, grid.metric[1])
+    trials: dict[str, tuple[dict[str, Any], dict[str, float]]] = {}
+    for outcome in ended:
+        if outcome.figure is not None:
+            varied = {k: v for k, v in zip(grid.axes, outcome.cell, strict=True) if k != grid.reads}
+            told = {**varied, "seed": outcome.seed, "status": outcome.status}
+            name = trial_name(grid, outcome.cell, outcome.seed)
+            trials.setdefault(name, (told, {}))[1][grid.measured(outcome.cell)[1]] = outcome.figure
+    hyperparameters(folder, trials)
     return text
 
 
-def hyperparameters(folder: Folder, trials: Mapping[str, tuple[Mapping[str, Any], float]], metric: str) -> None:
+def hyperparameters(folder: Folder, trials: Mapping[str, tuple[Mapping[str, Any], Mapping[str, float]]]) -> None:
     """For TensorBoard's HPARAMS tab: a table and parallel coordinates. Only where the folder is on a local disk.
 
     Args:
-        trials: by name what varied, and the figure.
+        trials: by name what varied, and the figures.
     """
     if folder.local is None:
         return
-    for name, (values, figure) in trials.items():
+    for name, (values, figures) in trials.items():
         place = folder.local / "tensorboard" / name
         for old in place.glob("events.*"):
             old.unlink()
         with SummaryWriter(str(place)) as board:  # its add_hparams would write a second file
-            for summary in hparams(dict(values), {metric: figure}):
+            for summary in hparams(dict(values), dict(figures)):
                 board.file_writer.add_summary(summary)
-            board.add_scalar(metric, figure)
+            for metric, figure in figures.items():
+                board.add_scalar(metric, figure)

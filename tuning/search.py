@@ -215,8 +215,11 @@ def write_results(folder: Folder, name: str, frame: pd.DataFrame, fields: list[s
     folder.write("results.png", buffer.getvalue())
     hyperparameters(
         folder,
-        {row["trial"]: ({f: row[f] for f in fields}, row["knn"]) for _, row in frame.iterrows() if row["knn"] > 0},
-        "knn",
+        {
+            row["trial"]: ({f: row[f] for f in fields}, {"knn": row["knn"]})
+            for _, row in frame.iterrows()
+            if row["knn"] > 0
+        },
     )
     table = Table(*head)
     for row in rows:

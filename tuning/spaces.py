@@ -42,7 +42,29 @@ def lambda_(recipe: Recipe) -> Space:
     return {"method.coefficient": tune.uniform(0.0, 1.0)}
 
 
-SPACES: Mapping[str, Callable[[Recipe], Space]] = {"temperatures": temperatures, "lambda": lambda_}
+def drop_rate(recipe: Recipe) -> Space:
+    """theta, the share of the code that is dropped: .1 to .9, uniform."""
+    if not hasattr(recipe.method, "drop_rate"):
+        raise UserError(f"{recipe.method_name} drops nothing: give another --space, or a recipe of artifacts")
+    return {"method.drop_rate": tune.uniform(0.1, 0.9)}
+
+
+def noise_penalty(recipe: Recipe) -> Space:
+    """lambda of learned noise: .01 to 100, log-uniform."""
+    if getattr(recipe.method, "noise", None) != "generator":
+        raise UserError(
+            f"{recipe.method_name} has no learned noise here: give another --space, or a recipe of dfgan with "
+            "--method.noise generator"
+        )
+    return {"method.noise_penalty": tune.loguniform(0.01, 100.0)}
+
+
+SPACES: Mapping[str, Callable[[Recipe], Space]] = {
+    "temperatures": temperatures,
+    "lambda": lambda_,
+    "drop_rate": drop_rate,
+    "noise_penalty": noise_penalty,
+}
 
 
 def find_space(name: str) -> Callable[[Recipe], Space]:

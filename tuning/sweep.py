@@ -4,6 +4,7 @@ A trial is a run in the sweep's folder (`trials/<cell>-seed<n>`), with `outcome.
 the run's own checkpoints are all that `--run.resume` goes by.
 """
 
+import hashlib
 import json
 import traceback
 from collections.abc import Mapping
@@ -22,7 +23,18 @@ from pipelines.recipe import Recipe, Run
 from pipelines.sources import Data, check_classes, open_source
 from pipelines.storage import Folder, open_folder
 from tuning.grid import Cell, Grid, Profile, find_grid
-from tuning.report import Outcome, Sweep, cells_frame, columns, outcomes, read_sweep, report, trial_name
+from tuning.report import (
+    Outcome,
+    Status,
+    Sweep,
+    cells_frame,
+    columns,
+    outcomes,
+    read_sweep,
+    report,
+    trial_name,
+    write_outcomes,
+)
 from tuning.trials import COLLAPSE_STD, Watch, absolute, reported, run_trials, side_by_side
 
 
@@ -59,9 +71,10 @@ class Trial:
     seed: int
     recipe: Recipe
     run: Run
-    protocol: str
-    figure: str
+    grid: Grid
     evaluation: evaluation.Options
+    first: Recipe | None = None
+    """What `recipe.start_from` is a run of."""
 
 
 def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
@@ -78,11 +91,11 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
     folder = open_folder(options.run.storage) / (options.run.name or f"{grid.name}-{options.profile}")
     plan = planned(folder, asked(grid, options, given), options)
     trials = {
-        trial_name(cell, seed): trial_of(grid, plan, cell, seed, options.run, folder)
+        trial_name(grid, cell, seed): trial_of(grid, plan, cell, seed, options.run, folder)
         for cell in plan.cells
         for seed in range(plan.seeds)
     }
-    before = [trial_name(it.cell, it.seed) for it in outcomes(folder, plan) if it.status != "failed"]
+    before = {trial_name(grid, it.cell, it.seed) for it in outcomes(folder, plan) if it.status != "failed"}
     left = {name: trial for name, trial in trials.items() if name not in before}
     check_data(left)
     if left:
@@ -91,6 +104,7 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
             most = min(options.concurrent or len(trials), len(trials))  # of all: a resumed sweep has the same threads
             slots = side_by_side(recipes, options.run, resources, most)
             plan.write(folder)
+            prepare(left, options.run)
             console.print(
                 f"[bold]{folder.path}[/]: {grid.paper}, {grid.table}, {len(left)} trials to run "
                 f"({len(before)} done before), {slots} at a time"
@@ -99,7 +113,10 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
                 left,
                 grid,
                 folder,
-                Watch({name: "done before" if name in before else "waiting" for name in trials}),
+                Watch(
+                    {name: "done before" if name in before else "waiting" for name in trials},
+                    metric=grid.measured(list(grid.figures)[-1])[1],
+                ),
                 slots,
             )
     report(folder)
@@ -109,11 +126,12 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
     failed = [outcome for outcome in ended if outcome.status == "failed"]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(trials)} trials failed, the first ({trial_name(failed[0].cell, failed[0].seed)}): "
-            f"{failed[0].error}; --run.resume tries them again"
+            f"{len({trial_name(grid, it.cell, it.seed) for it in failed})} of {len(trials)} trials failed, the first "
+            f"({trial_name(grid, failed[0].cell, failed[0].seed)}): {failed[0].error}; --run.resume tries them again"
         )
-    if len(ended) < len(trials):
-        raise UserError(f"{len(trials) - len(ended)} of {len(trials)} trials have not ended: --run.resume goes on")
+    over = {trial_name(grid, it.cell, it.seed) for it in ended}
+    if len(over) < len(trials):
+        raise UserError(f"{len(trials) - len(over)} of {len(trials)} trials have not ended: --run.resume goes on")
     return folder
 
 
@@ -174,25 +192,31 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
 
     data = {k: filled(v) if isinstance(v, str) else v for k, v in plan.data.items()}
     recipe = grid.recipe(cell, plan.profile).with_(seed=seed, data=data)
+    first = grid.first(plan.profile, **values).with_(seed=seed, data=data) if grid.first else None
+    if first is not None:
+        digest = hashlib.sha256(first.to_json().encode()).hexdigest()[:8]
+        recipe = recipe.with_(start_from=(folder / "first" / f"{first.method_name}-{digest}").uri)
     unlabelled = plan.labelled and open_source(recipe.data.train, recipe.data).classes is None
     labelled = replace(recipe.data, train=filled(plan.labelled), limit=None) if unlabelled else recipe.data
-    protocol, figure = grid.metric
+    usual = evaluation.Options(
+        data=labelled,
+        linear=grid.protocol(plan.profile),
+        test_limit=1000 if plan.profile == "smoke" else None,
+        workers=run.workers,
+        device=run.device,
+        cpus=run.cpus,
+        gpus=run.gpus,
+    )
+    bound = run.collapse_std if grid.collapses else 0.0
+    name = trial_name(grid, cell, seed)
     return Trial(
         cell=cell,
         seed=seed,
         recipe=recipe,
-        run=replace(run, storage=(folder / "trials").uri, name=trial_name(cell, seed), resume=True),
-        protocol=protocol,
-        figure=figure,
-        evaluation=evaluation.Options(
-            data=labelled,
-            linear=grid.protocol(plan.profile),
-            test_limit=1000 if plan.profile == "smoke" else None,
-            workers=run.workers,
-            device=run.device,
-            cpus=run.cpus,
-            gpus=run.gpus,
-        ),
+        run=replace(run, storage=(folder / "trials").uri, name=name, resume=True, collapse_std=bound),
+        grid=grid,
+        evaluation=replace(usual, **grid.evaluation.get(plan.profile, {})),
+        first=first,
     )
 
 
@@ -216,6 +240,13 @@ def check_data(trials: Mapping[str, Trial]) -> None:
 # ---------------------------------------------------------------------------------------------- trials
 
 
+def prepare(trials: Mapping[str, Trial], run: Run) -> None:
+    """Trains what trials start from: each distinct recipe once, one after the other, and goes on with what is there."""
+    for start, first in {it.recipe.start_from: it.first for it in trials.values() if it.first}.items():
+        storage, _, name = (start or "").rpartition("/")
+        pretrain(first, replace(run, storage=storage, name=name, resume=True, collapse_std=0.0), name)
+
+
 def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Watch, slots: int) -> None:
     """Runs the trials on Tune; writes the outcome of one whose driver died for good."""
     from ray import tune
@@ -225,9 +256,10 @@ def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Wa
         name: replace(it, run=replace(it.run, share=share), evaluation=replace(it.evaluation, share=share))
         for name, it in trials.items()
     }
-    told = [
-        {"name": name, **dict(zip(grid.axes, it.cell, strict=True)), "seed": it.seed} for name, it in shared.items()
-    ]
+    told = []
+    for name, it in shared.items():
+        varied = {axis: v for axis, v in zip(grid.axes, it.cell, strict=True) if axis != grid.reads}
+        told.append({"name": name, **varied, "seed": it.seed})
     results = run_trials(
         tune.with_parameters(drive, trials=shared),
         {"trial": tune.grid_search(told)},
@@ -240,7 +272,7 @@ def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Wa
         if result.error is not None:
             trial = shared[result.config["trial"]["name"]]
             lost = f"its driver died: {str(result.error).strip().splitlines()[-1]}"
-            Outcome(trial.cell, trial.seed, "failed", error=lost).write(folder / "trials" / trial.run.name)
+            write_outcomes(folder / "trials" / trial.run.name, filled(trial, "failed", error=lost))
 
 
 def drive(config: dict[str, Any], trials: Mapping[str, Trial]) -> None:
@@ -251,44 +283,61 @@ def drive(config: dict[str, Any], trials: Mapping[str, Trial]) -> None:
     folder = open_folder(trial.run.storage) / trial.run.name
     trace = ""
     try:
-        outcome = outcome_of(trial)
+        ended = outcomes_of(trial)
     except UserError as error:
-        outcome = Outcome(trial.cell, trial.seed, "failed", error=str(error))
+        ended = filled(trial, "failed", error=str(error))
     except Exception as error:
         told = f"{type(error).__name__}: {error}; the whole trace is in {folder.path}/error.txt"
-        outcome = Outcome(trial.cell, trial.seed, "failed", error=told)
+        ended = filled(trial, "failed", error=told)
         trace = "".join(traceback.format_exception(error))
     try:
         if trace:
             folder.write("error.txt", trace.encode())
-        outcome.write(folder)
+        write_outcomes(folder, ended)
     except UserError as error:
-        outcome = Outcome(trial.cell, trial.seed, "failed", error=str(error))
-    tune.report({"status": outcome.status, "top1": outcome.figure, "step": outcome.step, "error": outcome.error})
+        ended = filled(trial, "failed", error=str(error))
+    last = ended[-1]  # of several figures the last: the deepest layer
+    name = trial.grid.measured(last.cell)[1]
+    tune.report({"status": last.status, name: last.figure, "step": last.step, "error": last.error})
 
 
-def outcome_of(trial: Trial) -> Outcome:
+def filled(trial: Trial, status: Status, **fields: Any) -> list[Outcome]:
+    """An outcome for each cell of the table that the trial fills."""
+    grid = trial.grid
+    cells = [cell for cell in grid.figures if grid.trial(cell) == grid.trial(trial.cell)]
+    return [Outcome(cell, trial.seed, status, **fields) for cell in cells]
+
+
+def outcomes_of(trial: Trial) -> list[Outcome]:
     """Pretrains and evaluates. A run that has collapsed counts as chance level, as the papers print it."""
+    grid = trial.grid
     folder = pretrain(trial.recipe, trial.run, trial.run.name, follow=reported)
     data = trial.evaluation.data
     if has_collapsed(folder, trial.run):
         step = json.loads(folder.read("collapsed.json"))["step"]
-        return Outcome(trial.cell, trial.seed, "collapsed", 100 / (open_source(data.train, data).classes or 1), step)
-    figures = evaluation.evaluate(folder.uri, [trial.protocol], trial.evaluation)
+        chance = 100 / (open_source(data.train, data).classes or 1)
+        return filled(trial, "collapsed", figure=chance, step=step)
+    empty = filled(trial, "finished")
+    protocols = list(dict.fromkeys(grid.measured(outcome.cell)[0] for outcome in empty))
+    figures = evaluation.evaluate(folder.uri, protocols, trial.evaluation)
 
-    def percent(figures: Mapping[str, Any]) -> float | None:
-        value = figures.get(trial.protocol, {}).get(trial.figure)
-        return None if value is None else 100 * value
+    def read(figures: Mapping[str, Any], protocol: str, name: str) -> float | None:
+        value = figures.get(protocol, {}).get(name)
+        return None if value is None else 100 * value if grid.percent else value
 
-    return Outcome(
-        trial.cell,
-        trial.seed,
-        "finished",
-        percent(figures),
-        figures["protocol"][trial.protocol]["step"],
-        random_init=percent(figures.get("random_init", {})),
-        raw_pixels=percent(figures.get("raw_pixels", {})),
-    )
+    ended = []
+    for outcome in empty:
+        protocol, name = grid.measured(outcome.cell)
+        ended.append(
+            replace(
+                outcome,
+                figure=read(figures, protocol, name),
+                step=figures["protocol"][protocol]["step"],
+                random_init=read(figures.get("random_init", {}), protocol, name),
+                raw_pixels=read(figures.get("raw_pixels", {}), protocol, name),
+            )
+        )
+    return ended
 
 
 def print_table(grid: Grid, plan: Sweep, ended: list[Outcome]) -> None:

@@ -149,7 +149,7 @@ class Shown:
 class Watch(Callback):
     """The live table: Tune calls it as trials start, report and end. Off a terminal: a line for each that has ended."""
 
-    def __init__(self, known: Mapping[str, str], metric: str = "top1") -> None:
+    def __init__(self, known: Mapping[str, str], metric: str) -> None:
         self.trials = {name: Shown(state) for name, state in known.items()}
         self.metric = metric
         self.start = time.monotonic()

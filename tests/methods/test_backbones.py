@@ -17,6 +17,8 @@ DIMS = {
     "efficientnet_b0": 1280,
     "efficientnet_b1": 1280,
     "mobilenet_v3_large": 960,
+    "alexnet": 256,
+    "alexnet:lrn": 256,
 }
 
 
@@ -138,6 +140,41 @@ def test_training_draws_nothing_from_the_process(name: str) -> None:
     state = torch.get_rng_state()
     first, second = backbone(images(count=4)), backbone(images(count=4))
     assert torch.equal(first, second) and torch.equal(state, torch.get_rng_state())
+
+
+# --------------------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_are_what_the_layers_give_on_the_way(name: str) -> None:
+    """In order, with their gradients; the parameters before a layer's module are those that its map depends on."""
+    backbone = make(name, side=64).eval()
+    maps = backbone.maps(images(side=64))
+    assert list(maps) == [*backbone.layers, "features"]
+    torch.testing.assert_close(maps.pop("features"), backbone(images(side=64)))
+    names = [n for n, _ in backbone.network.named_parameters()]
+    reached = -1
+    for layer, found in maps.items():
+        assert found.dim() == 4 and found.isfinite().all()
+        backbone.zero_grad()
+        found.square().sum().backward(retain_graph=True)
+        last = max(i for i, p in enumerate(backbone.network.parameters()) if p.grad is not None)
+        assert last > reached, f"{layer} depends on {names[last]}"
+        reached = last
+    assert not any(module._forward_hooks for module in backbone.modules())
+
+
+def test_alexnet_is_the_chapters() -> None:
+    """Weights of the convolutions by hand: filters x channels of their stream x kernel; batch norm where it is."""
+    weights = [96 * 3 * 121, 256 * 48 * 25, 384 * 256 * 9, 384 * 192 * 9, 256 * 192 * 9]
+    norms, biases = [96, 256, 384, 384, 256], [96, 256, 384, 384, 0]
+    for name, others in (("alexnet", 2 * sum(norms)), ("alexnet:lrn", sum(biases) + 2 * norms[-1])):
+        network = make(name).network
+        assert sum(p.numel() for p in network.parameters()) == sum(weights) + others
+        responses = sum(isinstance(m, nn.LocalResponseNorm) for m in network.modules())
+        assert responses == (2 if name == "alexnet:lrn" else 0)
+    shapes = [tuple(found.shape[1:]) for found in make("alexnet").maps(images(side=64)).values()]
+    assert shapes == [(96, 16, 16), (256, 8, 8), (384, 4, 4), (384, 4, 4), (256, 4, 4), (256,)]
 
 
 def test_an_unknown_name_is_told_the_nearest() -> None:

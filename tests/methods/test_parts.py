@@ -12,7 +12,21 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.parts import Queue, SplitBatchNorm, Teacher, draw, gather, mlp, momentum_at, set_batch_norm
+from methods.parts import (
+    Queue,
+    SplitBatchNorm,
+    Teacher,
+    centred,
+    draw,
+    gather,
+    mlp,
+    momentum_at,
+    normal,
+    reverse_gradient,
+    set_batch_norm,
+    still,
+    to_uint8,
+)
 
 # ---------------------------------------------------------------------------------------------- draws
 
@@ -76,6 +90,65 @@ def test_draw_leaves_the_process_alone() -> None:
     state = torch.get_rng_state()
     draw(0, 0, torch.arange(4), "x", 4)
     assert torch.equal(state, torch.get_rng_state())
+
+
+# --------------------------------------------------------------------------------------------- turns
+
+
+def test_normal_numbers_are_normal() -> None:
+    """65,536 x 3: moments within 5 standard errors, quantiles of the normal distribution, no correlation."""
+    x = normal(1, 2, torch.arange(65536), "noise", 3).double()
+    assert x.shape == (65536, 3) and x.isfinite().all()
+    for column in x.T:
+        assert abs(column.mean()) < 5 / 256 and abs(column.square().mean() - 1) < 5 * math.sqrt(2) / 256
+        assert abs((column.abs() < 1.959964).double().mean() - 0.95) < 5 * math.sqrt(0.95 * 0.05) / 256
+    assert torch.corrcoef(x.T).triu(1).abs().max() < 5 / 256
+    assert torch.equal(normal(1, 2, torch.tensor([7, 3]), "noise", 3), x[[7, 3]].float())
+
+
+def test_reversed_gradients_change_their_sign_alone() -> None:
+    x = torch.tensor([2.0, -3.0], requires_grad=True)
+    out = reverse_gradient(x)
+    assert torch.equal(out, x)
+    (out.square().sum() + 10 * x.sum()).backward()
+    assert torch.equal(x.grad, torch.tensor([-4.0 + 10, 6.0 + 10]))
+
+
+def test_networks_kept_still_pass_gradients_and_keep_their_buffers() -> None:
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
+    network = nn.Sequential(spectral, nn.BatchNorm2d(4), nn.BatchNorm2d(4).eval())
+    twin = deepcopy(network)
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    x = torch.randn(5, 3, 8, 8, requires_grad=True)
+    with still(network):
+        out = network(x)
+    out.square().sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in network[1].parameters())
+    for name, buffer in network.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+    inner = twin[0].eval()(x)  # the spectral vectors as they were; then the batch's own statistics
+    inner = F.batch_norm(inner, None, None, twin[1].weight, twin[1].bias, True, eps=twin[1].eps)
+    torch.testing.assert_close(out, twin[2](inner))
+    assert network.training and network[1].track_running_stats and not network[2].training
+    network(x)
+    moved = {name for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])}
+    assert {"1.running_mean", "0.parametrizations.weight.0._u"} <= moved
+
+
+def test_stillness_ends_with_an_error() -> None:
+    norm = nn.BatchNorm2d(4)
+    with pytest.raises(RuntimeError), still(norm):
+        raise RuntimeError
+    assert norm.track_running_stats
+
+
+def test_pixels_go_there_and_back() -> None:
+    pixels = torch.arange(256).to(torch.uint8).view(1, 1, 16, 16)
+    x = centred(pixels)
+    assert x.min() == -1 and x.max() == 1
+    assert torch.equal(to_uint8(x), pixels)
+    assert to_uint8(torch.tensor([-1.5, 1.5])).tolist() == [0, 255]
 
 
 # ---------------------------------------------------------------------------------------------- queue

@@ -11,14 +11,14 @@ from PIL import Image
 from pipelines.errors import UserError
 from pipelines.storage import Folder, open_folder
 from tuning.grid import Cell, find_grid
-from tuning.report import Outcome, Sweep, cells_frame, rank_correlation, read_sweep, report, trial_name
+from tuning.report import Outcome, Sweep, cells_frame, rank_correlation, read_sweep, report, trial_name, write_outcomes
 
 
 def swept(tmp_path: Path, sweep: Sweep, ended: list[Outcome]) -> Folder:
     folder = open_folder(str(tmp_path))
     sweep.write(folder)
     for outcome in ended:
-        outcome.write(folder / "trials" / trial_name(outcome.cell, outcome.seed))
+        write_outcomes(folder / "trials" / trial_name(find_grid(sweep.grid), outcome.cell, outcome.seed), [outcome])
     return folder
 
 

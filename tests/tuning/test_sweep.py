@@ -21,7 +21,7 @@ from pipelines.sources import Data
 from pipelines.storage import open_folder
 from tuning.__main__ import given, main
 from tuning.grid import Grid, find_grid
-from tuning.report import Outcome, Sweep, outcomes, read_sweep
+from tuning.report import Outcome, Sweep, outcomes, read_sweep, write_outcomes
 from tuning.sweep import Options, asked, check_data, drive, planned, sweep, trial_of
 from tuning.trials import run_trials, side_by_side
 
@@ -288,7 +288,7 @@ def test_an_outcome_is_kept_as_it_was_written(tmp_path: Path) -> None:
     folder = open_folder(str(tmp_path))
     wanted = Sweep("sce_table1", "smoke", ((0.5,),))
     outcome = Outcome((0.5,), 0, "finished", 12.5, 30, random_init=10.0, raw_pixels=11.0)
-    outcome.write(folder / "trials" / "0.5-seed0")
+    write_outcomes(folder / "trials" / "0.5-seed0", [outcome])
     assert outcomes(folder, wanted) == [outcome]
 
 
