@@ -96,3 +96,8 @@ class Method(nn.Module):
             ValueError: it generates nothing.
         """
         raise ValueError(f"{type(self).__name__} has no generator: choose a run of dfgan")
+
+    def score(self, images: Tensor) -> Tensor:
+        """What Grad-CAM explains: uint8 (B, C, H, W) -> (B,), with its gradient. A method that classifies gives its own
+        decision on images as they are; the others the length of the features."""
+        return self.backbone(images).norm(dim=1)

@@ -20,7 +20,7 @@ from methods.method import Clock
 
 Name = Literal["sgd", "lars", "adam", "adamw"]
 Scaling = Literal["linear", "none"]
-Schedule = Literal["cosine", "steps", "constant"]
+Schedule = Literal["cosine", "linear", "steps", "constant"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Optimizer:
     trust: float = 0.001
     """eta, the trust coefficient of lars."""
     schedule: Schedule = "cosine"
-    """From the peak after warm-up: half a cosine down to final_lr, times gamma at each milestone, or constant."""
+    """From the peak after warm-up: half a cosine or a line down to final_lr, times gamma at each milestone, or
+    constant."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from 0. A run that is shorter never reaches the peak: its rate only rises."""
     milestones: tuple[float, ...] = ()
@@ -52,7 +53,7 @@ class Optimizer:
     gamma: float = 0.1
     """Of steps."""
     final_lr: float = 0.0
-    """Of cosine: the base rate at its end, in the unit of `lr` and scaled alike."""
+    """Of cosine and linear: the base rate at their end, in the unit of `lr` and scaled alike."""
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip((0.0, *self.milestones), self.milestones, strict=False))
@@ -191,6 +192,7 @@ def learning_rate(spec: Optimizer, batch_size: int, clock: Clock) -> float:
 
     warm-up, k < w:  peak * k / w, so the first step has rate 0, as in MoCo v3's code
     cosine:          final + (peak - final) * (1 + cos(pi * (k - w) / (K - w))) / 2
+    linear:          final + (peak - final) * (1 - (k - w) / (K - w))
     steps:           peak * gamma ^ (number of milestones m with k >= m * steps_per_epoch)
     constant:        peak
     """
@@ -203,7 +205,8 @@ def learning_rate(spec: Optimizer, batch_size: int, clock: Clock) -> float:
         return peak
     progress = min((clock.step - warmup) / max(clock.total_steps - warmup, 1), 1.0)
     final = peak * spec.final_lr / spec.lr
-    return final + (peak - final) * (1.0 + math.cos(math.pi * progress)) / 2.0
+    left = 1.0 - progress if spec.schedule == "linear" else (1.0 + math.cos(math.pi * progress)) / 2.0
+    return final + (peak - final) * left
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, spec: Optimizer, batch_size: int, clock: Clock) -> float:

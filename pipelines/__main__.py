@@ -24,6 +24,7 @@ def list_(arguments: list[str]) -> None:
     """Methods, recipes, backbones and protocols."""
     from methods import backbones
     from pipelines.evaluate import PROTOCOLS
+    from pipelines.generate import PROTOCOLS as GENERATIVE
 
     tyro.cli(lambda: None, args=arguments, prog="python -m pipelines list", description=list_.__doc__)
     table = Table("kind", "name", "what", title=None)
@@ -39,6 +40,8 @@ def list_(arguments: list[str]) -> None:
         table.add_row("backbone", name, "")
     for name, protocol in PROTOCOLS.items():
         table.add_row("protocol", name, first_line(protocol))
+    for name, what in GENERATIVE.items():
+        table.add_row("protocol", name, what)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -68,12 +71,15 @@ def pretrain(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Runs protocols on a run, or an exported backbone: python -m pipelines evaluate RUN knn linear"""
     from pipelines import evaluate as evaluation
+    from pipelines import generate
 
     words = list(takewhile(lambda word: not word.startswith("-"), arguments))
     if len(words) < 2:
         print("usage: python -m pipelines evaluate RUN PROTOCOL [PROTOCOL ...] [OPTIONS]\n")
         for name, protocol in evaluation.PROTOCOLS.items():
-            print(f"  {name:10} {(protocol.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:15} {(protocol.__doc__ or '').splitlines()[0]}")
+        for name, what in generate.PROTOCOLS.items():
+            print(f"  {name:15} {what}")
         raise SystemExit(0 if "--help" in arguments else 2)
     options = parsed(
         evaluation.Options,
@@ -96,20 +102,45 @@ def export(arguments: list[str]) -> None:
     exporting.export(arguments[0], options.to)
 
 
+def generate(arguments: list[str]) -> None:
+    """Writes a grid of a run's generated images: python -m pipelines generate RUN --n 64 --to FILE.png"""
+    from pipelines import generate as generation
+
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: python -m pipelines generate RUN --to FILE.png [--n 64] [--seed 0] [--step STEP]")
+        raise SystemExit(0 if "--help" in arguments else 2)
+    program = f"python -m pipelines generate {arguments[0]}"
+    options = parsed(generation.GridOptions, None, arguments[1:], program)
+    generation.generate(arguments[0], options)
+
+
 def bench(arguments: list[str]) -> None:
-    """Measures our feeds beside a torch DataLoader, or our step beside a bare loop: bench feed|step; JSON on stdout."""
+    """Measures feeds beside a DataLoader, a step beside a bare loop, a recipe's step: bench feed|step|recipe; JSON."""
     from pipelines import bench as benchmarks
 
-    what, rest = chosen("pipelines bench", "benchmark", arguments, ("feed", "step"))
+    what, rest = chosen("pipelines bench", "benchmark", arguments, ("feed", "step", "recipe"))
     program = f"python -m pipelines bench {what}"
-    if what == "feed":
+    if what == "recipe":
+        name, rest = chosen("pipelines bench recipe", "recipe", rest, recipes())
+        default = benchmarks.BenchRecipe(find_recipe(name))
+        options = parsed(benchmarks.BenchRecipe, default, rest, f"{program} {name}")
+        figures = benchmarks.recipe_step(options)
+    elif what == "feed":
         figures = benchmarks.feed(parsed(benchmarks.BenchFeed, None, rest, program))
     else:
         figures = benchmarks.step(parsed(benchmarks.BenchStep, None, rest, program))
     print(json.dumps(figures, indent=2))
 
 
-COMMANDS = {"list": list_, "data": data, "pretrain": pretrain, "evaluate": evaluate, "export": export, "bench": bench}
+COMMANDS = {
+    "list": list_,
+    "data": data,
+    "pretrain": pretrain,
+    "evaluate": evaluate,
+    "export": export,
+    "generate": generate,
+    "bench": bench,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from functools import partial
 from itertools import count, cycle, islice, repeat
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import psutil
@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+import tyro
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -38,6 +39,7 @@ from torchvision import transforms as T
 from methods import sce
 from methods.method import Batch
 from methods.optim import Optimizer, peak_rate
+from methods.parts import set_batch_norm
 from methods.views import View, strong, weak
 from pipelines.feed import Share, survey
 from pipelines.loop import Training, train
@@ -447,6 +449,75 @@ def bare(method: sce.SCE, options: BenchStep) -> Callable[[], int]:
 
 
 SIDES = {"ours": ours, "bare": bare}
+
+
+@dataclass(frozen=True)
+class BenchRecipe:
+    """The training step of any recipe, all its turns, on random images in memory: views excluded."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    steps: int = 5
+    """Of a round."""
+    rounds: int = 3
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU, float32 on the CPU."""
+    compile: bool = False
+    """torch.compile of each network."""
+    threads: int = 0
+    """On the CPU; 0: torch's own choice."""
+
+
+def recipe_step(options: BenchRecipe) -> dict[str, Any]:
+    """Returns images/s (of the dataset's images, however many views each has) and the last step's log. Needs no Ray.
+
+    A recipe that starts from another run begins here from random weights, which takes as long.
+    """
+    recipe = options.recipe
+    decided = BenchStep(device=options.device, precision=options.precision, threads=options.threads).decided()
+    prepare(decided)
+    size, device = recipe.batch_size, decided.device
+    torch.manual_seed(recipe.seed)
+    facts = recipe.facts(4 * size, 10)
+    method = recipe.build(facts).to(device).to(memory_format=torch.channels_last)
+    method = set_batch_norm(method, recipe.batch_norm)
+    if options.compile:
+        for network in method.children():
+            network.compile()
+    generator = torch.Generator().manual_seed(0)
+    views = {
+        name: torch.randint(0, 256, (4, size, *shape), dtype=torch.uint8, generator=generator).to(device)
+        for name, (shape, _) in facts.views.items()
+    }
+    index = torch.arange(4 * size, device=device).view(4, size)
+    four = cycle(
+        {**{name: view[i] for name, view in views.items()}, "index": index[i], "label": index[i] % 10} for i in range(4)
+    )
+    precision: Any = decided.precision
+    training = Training(method, method, recipe.optimizers, size, recipe.epochs, options.steps, 0, precision)
+    method.train()
+    log: dict[str, Tensor] = {}
+
+    def turn() -> int:
+        for batch in islice(four, options.steps):
+            log.update(training.one_step(batch))
+        _ = {name: float(value) for name, value in log.items()}  # waits for the device
+        return options.steps * size
+
+    speeds = in_turns({"step": turn}, options.rounds)["step"]
+    return {
+        "machine": machine(),
+        "method": recipe.method_name,
+        "backbone": recipe.backbone,
+        "views": {name: list(shape) for name, (shape, _) in facts.views.items()},
+        "batch_size": size,
+        "device": device,
+        "precision": precision,
+        "compile": options.compile,
+        "images_per_second": round(statistics.median(speeds), 1),
+        "measured": [round(value, 1) for value in speeds],
+        "log": {name: round(float(value), 4) for name, value in log.items()},
+    }
 
 
 def peak_memory(name: str, options: BenchStep) -> float:

@@ -1,18 +1,19 @@
-"""Evaluation: protocols on the features of a backbone, each beside random initialization and raw pixels.
+"""Evaluation: protocols on a run or an exported backbone; those with figures beside random initialization and pixels.
 
-A protocol is a function of features and options that returns figures (fractions) and may draw a picture; `PROTOCOLS`
-names them. Only `linear` with augmentation trains through the backbone: with the training loop and the `supervised`
-method. The frozen backbone is in eval mode everywhere.
+A protocol is a function that returns figures (fractions) and may draw pictures; `PROTOCOLS` names them. It says by the
+group that it is in what it is run on: those of `ON_FEATURES` on features and pixels, those of `TRAINED` (in
+pipelines.transfer) on the weights of the run and on those that it began with, those of `ON_RUN` on the run alone.
+Data is opened, and features are extracted, where a protocol asks for them. A frozen backbone is in eval mode.
 """
 
 import dataclasses
-import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,25 +21,36 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import pipelines.recipe as recipes
-from methods import backbones, supervised
+from methods import backbones
 from methods.backbones import Backbone
-from methods.method import Facts, Method
+from methods.method import Clock, Facts, Method
 from methods.metrics.knn import knn
 from methods.metrics.linear import Linear, linear
 from methods.metrics.logistic import REGULARIZATIONS, logistic
-from methods.metrics.projection import scatter_figure, tsne
-from methods.metrics.retrieval import neighbours, retrieval_figure
 from methods.parts import set_batch_norm
-from methods.views import View
+from pipelines import generate, transfer
 from pipelines.errors import UserError
 from pipelines.features import Features, central, extract
+from pipelines.pictures import (
+    TSNE,
+    GradCAM,
+    Pictures,
+    Result,
+    Retrieval,
+    run_filters,
+    run_gradcam,
+    run_pictures,
+    run_retrieval,
+    run_tsne,
+)
 from pipelines.place import cluster
-from pipelines.recipe import Recipe, Run
-from pipelines.sources import Data, Source, check_classes, load, open_source
+from pipelines.recipe import Recipe
+from pipelines.sources import Data, Source, check_classes, load, open_source, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
+from pipelines.transfer import Finetune, Layerwise
 
 console = Console(stderr=True)
 
@@ -61,59 +73,126 @@ class Logistic:
 
 
 @dataclass(frozen=True)
-class TSNE:
-    samples: int = 2000
-    """Test samples, evenly spaced."""
-    perplexity: float = 30.0
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    queries: int = 8
-    """Test images in the picture, evenly spaced."""
-    k: int = 8
-    """Neighbours from the training set."""
-
-
-@dataclass(frozen=True)
 class Options:
     data: Data
     """Default: the run's, with its limit."""
     knn: KNN = KNN()
     linear: Linear = field(default_factory=Linear)
     logistic: Logistic = Logistic()
-    tsne: TSNE = TSNE()
-    retrieval: Retrieval = Retrieval()
+    tsne: TSNE = field(default_factory=TSNE)
+    retrieval: Retrieval = field(default_factory=Retrieval)
+    layerwise: Layerwise = field(default_factory=Layerwise)
+    finetune: Finetune = field(default_factory=Finetune)
+    gradcam: GradCAM = field(default_factory=GradCAM)
+    pictures: Pictures = field(default_factory=Pictures)
+    generative: generate.Generative = field(default_factory=generate.Generative)
+    """Of `fid` and `inception_score`."""
     backbone: str = ""
     """Its name, for an exported .safetensors file, which holds weights alone."""
     test_limit: int | None = None
     """Test images, evenly spaced. None: all."""
     seed: int = 0
     workers: int = 1
-    """Training processes of `linear` with augmentation."""
+    """Training processes of a protocol that trains: `linear` with augmentation, `layerwise`, `finetune`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cpus: float = 0.5
-    """CPUs that Ray reserves for a worker of `linear` with augmentation."""
+    """CPUs that Ray reserves for a training process."""
     gpus: float = 1.0
-    """GPUs that Ray reserves for a task, or for a worker of `linear`."""
+    """GPUs that Ray reserves for a task, or for a training process."""
     share: float = 1.0
-    """Share of the cluster that `linear` with augmentation may count on."""
+    """Share of the cluster that a protocol that trains may count on."""
     address: str | None = None
     """The Ray cluster. None: the one in the environment, else one of this machine."""
 
 
+Part = Literal["train", "test"]
+
+
 @dataclass(frozen=True)
 class Ready:
-    """What protocols work on."""
+    """What protocols work on. Sources and features are there once they are asked for; features need a cluster."""
 
-    train: Features
-    test: Features
-    classes: int | None
-    class_names: tuple[str, ...] | None
-    sources: tuple[Source, Source]
+    subject: "Subject"
     options: Options
-    size: int
-    """Pixels of the images that the networks see."""
+
+    @cached_property
+    def sources(self) -> tuple[Source, Source]:
+        """Of training and of test."""
+        data = self.options.data
+        if not data.test:
+            raise UserError("evaluation needs test data: give --data.test")
+        train, test = open_source(data.train, data), open_source(data.test, data)
+        check_classes(train, test)
+        return train, test
+
+    @cached_property
+    def train(self) -> Features:
+        return self.extracted("train", self.networks)
+
+    @cached_property
+    def test(self) -> Features:
+        return self.extracted("test", self.networks)
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        it = self.subject
+        return {"trained": it.backbone, **({"random_init": it.random} if it.random else {})}
+
+    def extracted(self, part: Part, networks: Mapping[str, nn.Module], *, raw: bool = True) -> Features:
+        """What each network maps the images of a part to, and raw pixels, on as many GPUs or CPUs as there are."""
+        import ray
+
+        options, resources = self.options, ray.cluster_resources()
+        device = "cuda" if options.device != "cpu" and resources.get("GPU", 0) >= options.gpus else "cpu"
+        return extract(
+            self.source(part),
+            options.data,
+            networks,  # type: ignore[arg-type]
+            limit=self.limit(part),
+            crop=self.size,
+            what=getattr(options.data, part),
+            resources=resources,
+            device=device,
+            gpus=options.gpus,
+            raw=raw,
+        )
+
+    def source(self, part: Part) -> Source:
+        return self.sources[part == "test"]
+
+    def limit(self, part: Part) -> int | None:
+        return self.options.data.limit if part == "train" else self.options.test_limit
+
+    def wanted(self, part: Part) -> Tensor:
+        """int64, ascending dataset indices of the images that are asked for, whether they can be decoded or not."""
+        return torch.from_numpy(selected(self.source(part), self.limit(part)))
+
+    def images(self, part: Part, index: Tensor) -> Tensor:
+        """uint8 (n, C, size, size) of the rows at these dataset indices, in their order, as the networks see them."""
+        return central(self.decoded(part, index), self.size)
+
+    def decoded(self, part: Part, index: Tensor) -> Tensor:
+        """uint8 (n, C, S, S) of the rows at these dataset indices, in their order, as views see them."""
+        source = self.source(part)
+        bounds = np.array([group.first for group in source.groups])
+        out = []
+        for row in index.tolist():
+            group = source.groups[int(np.searchsorted(bounds, row, side="right")) - 1]
+            out.append(load(source, group, np.array([row - group.first]), self.options.data.size).image)
+        return torch.from_numpy(np.concatenate(out))
+
+    @property
+    def size(self) -> int:
+        """Pixels of the images that the networks see."""
+        return self.subject.size
+
+    @property
+    def classes(self) -> int | None:
+        return self.sources[0].classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.sources[0].class_names or self.sources[1].class_names
 
     def labelled(self) -> None:
         if self.classes is None or min(self.train.label.min(), self.test.label.min()) < 0:
@@ -125,23 +204,22 @@ class Ready:
         return self.train.of[of], self.train.label, self.test.of[of], self.test.label
 
 
-Result = tuple[dict[str, Any], bytes | None]  # figures, and a PNG where the protocol draws one
-
-
 def run_knn(ready: Ready, of: str) -> Result:
     """Weighted k-nearest-neighbour classifier on L2-normalized features."""
     ready.labelled()
     options = ready.options.knn
-    return knn(*ready.split(of), k=options.k, temperature=options.temperature, classes=ready.classes), None
+    return knn(*ready.split(of), k=options.k, temperature=options.temperature, classes=ready.classes), {}
 
 
 def run_linear(ready: Ready, of: str) -> Result:
     """Linear classifier by SGD on frozen features."""
     ready.labelled()
     config = ready.options.linear
+    if of == "trained" and config.augment != "none":
+        return transfer.linear_with_views(ready), {}
     if of == "raw_pixels" and not config.search:  # the rate was chosen for features: pixels get the best of three
         config = dataclasses.replace(config, search=(1.0, 0.1, 0.01))
-    return linear(*ready.split(of), config, seed=ready.options.seed, classes=ready.classes), None
+    return linear(*ready.split(of), config, seed=ready.options.seed, classes=ready.classes), {}
 
 
 def run_logistic(ready: Ready, of: str) -> Result:
@@ -155,70 +233,39 @@ def run_logistic(ready: Ready, of: str) -> Result:
         seed=ready.options.seed,
         max_iterations=options.max_iterations,
     )
-    return figures, None
+    return figures, {}
 
 
-def run_tsne(ready: Ready, of: str) -> Result:
-    """Picture of the test features in two dimensions."""
-    rows = spaced(len(ready.test.index), ready.options.tsne.samples)
-    perplexity = min(ready.options.tsne.perplexity, (len(rows) - 1) / 3)
-    points = tsne(ready.test.of[of][rows], perplexity=perplexity, seed=ready.options.seed)
-    labels = ready.test.label[rows] if ready.classes is not None else None
-    figure = scatter_figure(points, labels, ready.class_names, title=of.replace("_", " "))
-    return {"samples": len(rows), "perplexity": perplexity}, png(figure)
+def run_layerwise(ready: Ready, of: str) -> Result:
+    """Linear classifier on each layer of the frozen backbone, all trained at once."""
+    return transfer.layerwise(ready, of), {}
 
 
-def run_retrieval(ready: Ready, of: str) -> Result:
-    """Picture of test queries with their nearest training images; precision of all queries at k."""
-    options = ready.options.retrieval
-    index, similarity = neighbours(ready.test.of[of], ready.train.of[of], k=options.k)  # (M, k)
-    labelled = ready.classes is not None
-    labels = ready.train.label[index]
-    rows = spaced(len(index), options.queries)
-    train, test = ready.sources
-    figure = retrieval_figure(
-        images_at(test, ready.test.index[rows], ready),
-        torch.stack([images_at(train, ready.train.index[index[row]], ready) for row in rows]),
-        similarity[rows],
-        query_labels=ready.test.label[rows] if labelled else None,
-        neighbour_labels=labels[rows] if labelled else None,
-        class_names=ready.class_names,
-    )
-    figures: dict[str, Any] = {"k": options.k}
-    if labelled:
-        figures["precision"] = (labels == ready.test.label[:, None]).double().mean().item()
-    return figures, png(figure)
+def run_finetune(ready: Ready, of: str) -> Result:
+    """The backbone trained with a classifier, whole or from a layer on."""
+    return transfer.finetune(ready, of), {}
 
 
-PROTOCOLS: Mapping[str, Callable[[Ready, str], Result]] = {
+Protocol = Callable[[Ready, str], Result]
+ON_FEATURES: Mapping[str, Protocol] = {
     "knn": run_knn,
     "linear": run_linear,
     "logistic": run_logistic,
     "tsne": run_tsne,
     "retrieval": run_retrieval,
 }
+TRAINED: Mapping[str, Protocol] = {"layerwise": run_layerwise, "finetune": run_finetune}
+ON_RUN: Mapping[str, Protocol] = {"filters": run_filters, "gradcam": run_gradcam, "pictures": run_pictures}
+"""Neither features nor a cluster."""
+PROTOCOLS: Mapping[str, Protocol] = {**ON_FEATURES, **TRAINED, **ON_RUN}
+"""And those of pipelines.generate, which stand on what a generator makes."""
 
 
-def spaced(count: int, most: int) -> Tensor:
-    """int64: `most` (or all) of range(count), evenly spaced."""
-    most = min(most, count)
-    return torch.arange(most) * count // most
-
-
-def png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def images_at(source: Source, index: Tensor, ready: Ready) -> Tensor:
-    """uint8 (n, C, size, size) of the rows at these dataset indices, in their order."""
-    bounds = np.array([group.first for group in source.groups])
-    out = []
-    for row in index.tolist():
-        group = source.groups[int(np.searchsorted(bounds, row, side="right")) - 1]
-        out.append(load(source, group, np.array([row - group.first]), ready.options.data.size).image)
-    return central(torch.from_numpy(np.concatenate(out)), ready.size)
+def compared(name: str, ready: Ready) -> list[str]:
+    """What a protocol is run on, the run itself first."""
+    if name in ON_FEATURES:
+        return list(ready.train.of)
+    return list(ready.networks) if name in TRAINED else ["trained"]
 
 
 # ---------------------------------------------------------------------------------------------- command
@@ -236,6 +283,10 @@ class Subject:
     size: int
     recipe: Recipe | None = None
     step: int | None = None
+    method: Method | None = None
+    """The run's, with its weights."""
+    clock: Clock | None = None
+    """The moment at which training stands."""
     initial: list[Any] = field(default_factory=list)
     """What the random initialization depends on."""
 
@@ -271,7 +322,9 @@ def subject(target: str, options: Options) -> Subject:
         initial = [*initial, recipe.method_name, dataclasses.asdict(recipe.method)]
     image = next(iter(facts.views.values()))[0]
     size = min(image[-1], options.data.size)  # of a larger view the decoded image has not more
-    return Subject(trained.backbone, random.backbone, folder, "", size, recipe, state["step"], initial)
+    step, steps = state["step"], state["steps_per_epoch"]
+    clock = Clock(step, steps * recipe.epochs, steps, step // steps, recipe.seed)
+    return Subject(trained.backbone, random.backbone, folder, "", size, recipe, step, trained, clock, initial)
 
 
 def facts_of(folder: Folder, recipe: Recipe) -> Facts:
@@ -328,41 +381,33 @@ def exported(path: Path, options: Options) -> Subject:
 
 
 def evaluate(target: str, protocols: list[str], options: Options) -> dict[str, Any]:
-    """Runs protocols and merges their figures into `evaluation.json`; prints a table. Returns the figures."""
+    """Runs protocols and merges their figures into `evaluation.json`; prints tables. Returns all figures."""
+    known = {**PROTOCOLS, **generate.PROTOCOLS}
     for name in protocols:
-        if name not in PROTOCOLS:
-            raise UserError(f"no protocol {name}{recipes.nearest(name, PROTOCOLS)} (there are {', '.join(PROTOCOLS)})")
-    if not options.data.test:
-        raise UserError("evaluation needs test data: give --data.test")
-    it = subject(target, options)
-    train, test = open_source(options.data.train, options.data), open_source(options.data.test, options.data)
-    check_classes(train, test)
-    with cluster(options.address) as resources:
-        device = "cuda" if options.device != "cpu" and resources.get("GPU", 0) >= options.gpus else "cpu"
-        networks = {"trained": it.backbone, **({"random_init": it.random} if it.random else {})}
-        train_features, test_features = (
-            extract(
-                source,
-                options.data,
-                networks,
-                limit=limit,
-                crop=it.size,
-                what=pattern or "",
-                resources=resources,
-                device=device,
-                gpus=options.gpus,
-            )
-            for source, limit, pattern in (
-                (train, options.data.limit, options.data.train),
-                (test, options.test_limit, options.data.test),
-            )
-        )
-        names = train.class_names or test.class_names
-        ready = Ready(train_features, test_features, train.classes, names, (train, test), options, it.size)
+        if name not in known:
+            raise UserError(f"no protocol {name}{recipes.nearest(name, known)} (there are {', '.join(known)})")
+    figures: dict[str, Any] = {}
+    if of_images := [name for name in protocols if name in PROTOCOLS]:
+        figures = measured(target, of_images, options)
+    if of_generator := [name for name in protocols if name in generate.PROTOCOLS]:
+        place = {"device": options.device, "gpus": options.gpus, "address": options.address}
+        chosen = generate.Options(options.data, options.generative, options.seed, **place)  # type: ignore[arg-type]
+        figures = generate.generative(target, of_generator, chosen)
+    return figures
+
+
+def measured(target: str, protocols: list[str], options: Options) -> dict[str, Any]:
+    """Runs those of `PROTOCOLS`."""
+    ready = Ready(subject(target, options), options)
+    alone = ON_RUN.keys() >= set(protocols)
+    if not alone:
+        _ = ready.sources  # mistakes in the data, before a cluster starts
+    with nullcontext() if alone else cluster(options.address):
+        it = ready.subject
         storage = it.folder.parent
         figures, known = read_json(it.folder, f"{it.prefix}evaluation.json"), read_json(storage, "baselines.json")
         for name in protocols:
-            measure(name, ready, it, figures, known)
+            measure(name, ready, figures, known)
             it.folder.write(f"{it.prefix}evaluation.json", json.dumps(figures, indent=2).encode())
             known = read_json(storage, "baselines.json") | known  # other runs are evaluated beside this one
             storage.write("baselines.json", json.dumps(known, indent=2).encode())
@@ -374,23 +419,21 @@ def read_json(folder: Folder, name: str) -> dict[str, Any]:
     return json.loads(folder.read(name)) if folder.exists(name) else {}
 
 
-def measure(name: str, ready: Ready, it: Subject, figures: dict[str, Any], known: dict[str, Any]) -> None:
-    """One protocol on the trained backbone, random initialization and raw pixels, merged into `figures`.
+def measure(name: str, ready: Ready, figures: dict[str, Any], known: dict[str, Any]) -> None:
+    """One protocol on the run and on what stands beside it, merged into `figures`.
 
     Args:
         known: figures of baselines by what they depend on; those of a dataset are computed once, for all runs.
     """
-    options = ready.options
-    settings = {
-        **dataclasses.asdict(getattr(options, name)),
-        "train": options.data.train,
-        "test": options.data.test,
-        "train_images": len(ready.train.index),
-        "test_images": len(ready.test.index),
-        "size": ready.size,
-        "seed": options.seed,
-    }
-    for of in ready.train.of:
+    it, options = ready.subject, ready.options
+    settings: dict[str, Any] = dataclasses.asdict(getattr(options, name)) if hasattr(options, name) else {}
+    settings |= {"size": ready.size, "seed": options.seed}
+    if name not in ON_RUN:
+        features = name in ON_FEATURES
+        for part in get_args(Part):
+            count = len(getattr(ready, part).index if features else ready.wanted(part))
+            settings |= {part: getattr(options.data, part), f"{part}_images": count}
+    for of in compared(name, ready):
         place = figures if of == "trained" else figures.setdefault(of, {})
         key = json.dumps(
             [name, of, settings, dataclasses.asdict(options.data), it.initial if of == "random_init" else 0]
@@ -399,17 +442,14 @@ def measure(name: str, ready: Ready, it: Subject, figures: dict[str, Any], known
             place[name] = known[key]
             continue
         with console.status(f"{name} of {of.replace('_', ' ')}"):
-            if name == "linear" and of == "trained" and options.linear.augment != "none":
-                place[name] = linear_with_views(ready, it)
-                continue
             try:
-                place[name], picture = PROTOCOLS[name](ready, of)
+                place[name], pictures = PROTOCOLS[name](ready, of)
             except ValueError as error:
                 raise UserError(f"{name}: {error}") from error
-        if picture is not None:
-            suffix = "" if of == "trained" else f"_{of}"
-            it.folder.write(f"{it.prefix}{name}{suffix}.png", picture)
-        elif of != "trained":
+        suffix = "" if of == "trained" else f"_{of}"
+        for what, picture in pictures.items():
+            it.folder.write(f"{it.prefix}{name}{what}{suffix}.png", picture)
+        if of != "trained" and not pictures:
             known[key] = place[name]
     figures.setdefault("protocol", {})[name] = {**settings, "step": it.step}
 
@@ -417,59 +457,15 @@ def measure(name: str, ready: Ready, it: Subject, figures: dict[str, Any], known
 def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -> None:
     table = Table("protocol", "figure", "this run", "random init", "raw pixels")
     for name in protocols:
-        shown = [key for key in figures[name] if key.startswith(("top", "precision"))]
+        layers = [key for key in figures[name] if name == "layerwise" and key != "last"]
+        shown = layers or [key for key in figures[name] if key.startswith(("top", "precision"))]
         for key in shown:
             cells = [figures, figures.get("random_init", {}), figures.get("raw_pixels", {})]
             values = [cell.get(name, {}).get(key) for cell in cells]
             table.add_row(name, key, *("-" if value is None else f"{100 * value:.2f}" for value in values))
         if name in ("tsne", "retrieval"):
             table.add_row(name, "picture", f"{it.prefix}{name}.png", "_random_init", "_raw_pixels")
+        elif name in ON_RUN:
+            table.add_row(name, "picture", f"{it.prefix}{name}{'_*' if name == 'pictures' else ''}.png", "-", "-")
     Console().print(table)
     console.print(f"{it.folder.path}/{it.prefix}evaluation.json")
-
-
-def linear_with_views(ready: Ready, it: Subject) -> dict[str, float]:
-    """Linear classifier trained on crops and flips through the frozen backbone, by the training loop.
-
-    The crop is a resized one of 8% to 100% of the area (torchvision's default, as MoCo's code; the papers name the
-    "standard protocol"). A run of its own under `<run>/evaluation`, named by step and settings, with which a second
-    call goes on.
-    """
-    from pipelines.pretrain import pretrain
-
-    if it.recipe is None:
-        raise UserError("an exported backbone has no run: give --linear.augment none")
-    options = ready.options
-    protocol = options.linear
-    recipe = dataclasses.replace(
-        it.recipe,
-        method=supervised.Config(),
-        data=options.data,
-        views={"image": View("image", ready.size, crop_scale=(0.08, 1.0))},
-        optimizers={"model": protocol.optimizer},
-        epochs=protocol.epochs,
-        batch_size=protocol.batch_size,
-        seed=options.seed,
-        batch_norm="global" if it.recipe.batch_norm != "none" else "none",
-        start_from=it.folder.uri,
-    )
-    digest = hashlib.sha256(dataclasses.replace(recipe, start_from=None).to_json().encode()).hexdigest()
-    name = f"linear-{it.step}-{digest[:8]}"
-    storage = it.folder / "evaluation"
-    run = Run(
-        storage=storage.uri,
-        name=name,
-        resume=storage.exists(name),
-        workers=options.workers,
-        device=options.device,
-        cpus=options.cpus,
-        gpus=options.gpus,
-        share=options.share,
-        keep=1,
-    )
-    folder = pretrain(recipe, run, "linear")
-    state, _ = Checkpoints(folder / "checkpoints").newest()
-    weights = state["method"] if state else {}
-    logits = ready.test.of["trained"] @ weights["classifier.weight"].T + weights["classifier.bias"]
-    ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == ready.test.label[:, None]
-    return {f"top{n}": ranked[:, :n].any(1).double().mean().item() for n in (1, 5) if n == 1 or logits.shape[1] > n}

@@ -13,6 +13,7 @@ IMAGES: Mapping[str, int] = {
     "tinyimagenet": 100_000,
     "imagenet100": 127_000,
     "imagenet": 1_281_167,
+    "celeba": 162_770,
 }
 """Training images by dataset: of STL-10 the unlabelled ones, of ImageNet-100 about."""
 RATES: Mapping[tuple[str, int], float] = {
@@ -26,6 +27,9 @@ RATES: Mapping[tuple[str, int], float] = {
 """Images/s by backbone and pixels of the online view, of SCE's step with two views on `MACHINE`, views excluded:
 measured by `python -m pipelines bench step --backbone NAME --size PIXELS --batch-size 64` (of resnet18 at 64 pixels 32,
 at 224 pixels 8)."""
+OTHERS: Mapping[tuple[str, Profile], float] = {}
+"""Images/s of other methods' steps, by recipe and profile, on `MACHINE`: measured by `python -m pipelines bench recipe
+NAME` with the profile's fields; the smoke profile's as `small`."""
 
 
 def images(recipe: Recipe, dataset: str) -> int:
@@ -34,18 +38,19 @@ def images(recipe: Recipe, dataset: str) -> int:
 
 
 def hours(grid: Grid, profile: Profile) -> float | None:
-    """Pretraining of all cells of a profile, one seed, on `MACHINE`; None where a network was not measured.
+    """Pretraining of all trials of a profile, one seed, on `MACHINE`; None where a network was not measured.
 
-    A symmetric loss counts twice: each view passes both networks.
+    A symmetric loss counts twice: each view passes both networks. What trials start from is not counted.
     """
     total = 0.0
-    for cell in grid.cells(profile):
+    for cell in {grid.trial(cell): cell for cell in grid.cells(profile)}.values():
         values = dict(zip(grid.axes, cell, strict=True))
         recipe = grid.recipe(cell, profile)
-        dataset = grid.bases[profile].format(**values).rpartition("_")[2]
+        base = grid.bases[profile].format(**values)
+        dataset = base.rpartition("_")[2]
         pixels = next(iter(recipe.views.values())).size
         passes = 2 if getattr(recipe.method, "symmetric", False) else 1
-        rate = RATES.get((recipe.backbone, pixels))
+        rate = OTHERS.get((base, "small" if profile == "smoke" else profile), RATES.get((recipe.backbone, pixels)))
         if rate is None or dataset not in IMAGES:
             return None
         total += passes * images(recipe, dataset) / rate / 3600

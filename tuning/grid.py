@@ -64,6 +64,8 @@ class Grid:
     """Whether a trial of low feature_std has collapsed, and counts as chance level."""
     first: Callable[..., Recipe] | None = None
     """(profile, value of each axis) -> the recipe whose run the cell's starts from; equal ones are trained once."""
+    extractor: Callable[[Profile], Recipe | None] = lambda profile: None
+    """The classifier of FID and inception score, trained once; None: Inception, unless one is given."""
     random_init: Mapping[str, float] = field(default_factory=dict)
     """What the table prints for random initialization: the axis `reads` (or "") -> the paper's figure."""
     evaluation: Mapping[Profile, Mapping[str, Any]] = field(default_factory=dict)

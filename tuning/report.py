@@ -40,6 +40,8 @@ class Sweep:
     """Fields of the recipes' `data` that were given in place of their own."""
     labelled: str = ""
     """Training images of the evaluation, where they are others."""
+    extractor: str = ""
+    """Of FID and inception score, where one was given."""
 
     def write(self, folder: Folder) -> None:
         folder.write("sweep.json", json.dumps(asdict(self), indent=2).encode())

@@ -51,6 +51,9 @@ class Options:
     """Trials at once, at most. 0: as many as the cluster allows."""
     labelled: str = ""
     """Training images for the evaluation, where those of the pretraining have no labels (STL-10)."""
+    extractor: str = ""
+    """Of FID and inception score: inception, a file of its weights, or a run of supervised. Empty: inception in the
+    profile paper, else a small classifier that is trained first."""
     data: Data = field(default_factory=Data)
     """What is given stands in for every cell's own. In a path {dataset} stands for the cell's value of that axis."""
     run: Run = field(default_factory=lambda: Run(cpus=0.45, collapse_std=COLLAPSE_STD))
@@ -73,8 +76,8 @@ class Trial:
     run: Run
     grid: Grid
     evaluation: evaluation.Options
-    first: Recipe | None = None
-    """What `recipe.start_from` is a run of."""
+    first: Mapping[str, Recipe] = field(default_factory=dict)
+    """What is trained before, by the run's folder: what it starts from, and what judges it."""
 
 
 def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
@@ -153,7 +156,8 @@ def asked(grid: Grid, options: Options, given: Mapping[str, Any]) -> Sweep:
                 f"these cells span {', '.join(sorted(map(str, datasets)))}: write {{dataset}} in --data.{name}, "
                 "or pick the cells of one with --cells"
             )
-    return Sweep(grid.name, options.profile, tuple(cells), options.seeds, paths, absolute(options.labelled))
+    extractor = options.extractor if options.extractor == "inception" else absolute(options.extractor)
+    return Sweep(grid.name, options.profile, tuple(cells), options.seeds, paths, absolute(options.labelled), extractor)
 
 
 def planned(folder: Folder, plan: Sweep, options: Options) -> Sweep:
@@ -172,8 +176,8 @@ def planned(folder: Folder, plan: Sweep, options: Options) -> Sweep:
                     f"the sweep at {folder.path} has the {what} {getattr(before, what)}, not {getattr(plan, what)}: "
                     "give another --run.name"
                 )
-        for what, old, new in (("data", before.data, plan.data), ("labelled", before.labelled, plan.labelled)):
-            if new and new != old:
+        for what in ("data", "labelled", "extractor"):
+            if getattr(plan, what) and getattr(plan, what) != getattr(before, what):
                 raise UserError(
                     f"the sweep at {folder.path} has other --{what}: leave it out to go on, or give another --run.name"
                 )
@@ -192,10 +196,17 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
 
     data = {k: filled(v) if isinstance(v, str) else v for k, v in plan.data.items()}
     recipe = grid.recipe(cell, plan.profile).with_(seed=seed, data=data)
-    first = grid.first(plan.profile, **values).with_(seed=seed, data=data) if grid.first else None
-    if first is not None:
-        digest = hashlib.sha256(first.to_json().encode()).hexdigest()[:8]
-        recipe = recipe.with_(start_from=(folder / "first" / f"{first.method_name}-{digest}").uri)
+    first = {}
+
+    def before(needed: Recipe) -> str:
+        needed = needed.with_(data=data)
+        digest = hashlib.sha256(needed.to_json().encode()).hexdigest()[:8]
+        run = (folder / "first" / f"{needed.method_name}-{digest}").uri
+        first[run] = needed
+        return run
+
+    if grid.first:
+        recipe = recipe.with_(start_from=before(grid.first(plan.profile, **values).with_(seed=seed)))
     unlabelled = plan.labelled and open_source(recipe.data.train, recipe.data).classes is None
     labelled = replace(recipe.data, train=filled(plan.labelled), limit=None) if unlabelled else recipe.data
     usual = evaluation.Options(
@@ -207,6 +218,11 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         cpus=run.cpus,
         gpus=run.gpus,
     )
+    chosen = replace(usual, **grid.evaluation.get(plan.profile, {}))
+    judge = grid.extractor(plan.profile)  # one for all seeds
+    if extractor := plan.extractor or (before(judge) if judge else ""):
+        chosen = replace(chosen, generative=replace(chosen.generative, extractor=extractor))
+    run = replace(run, keep=max(run.keep, chosen.generative.checkpoints))
     bound = run.collapse_std if grid.collapses else 0.0
     name = trial_name(grid, cell, seed)
     return Trial(
@@ -215,7 +231,7 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         recipe=recipe,
         run=replace(run, storage=(folder / "trials").uri, name=name, resume=True, collapse_std=bound),
         grid=grid,
-        evaluation=replace(usual, **grid.evaluation.get(plan.profile, {})),
+        evaluation=chosen,
         first=first,
     )
 
@@ -241,10 +257,11 @@ def check_data(trials: Mapping[str, Trial]) -> None:
 
 
 def prepare(trials: Mapping[str, Trial], run: Run) -> None:
-    """Trains what trials start from: each distinct recipe once, one after the other, and goes on with what is there."""
-    for start, first in {it.recipe.start_from: it.first for it in trials.values() if it.first}.items():
-        storage, _, name = (start or "").rpartition("/")
-        pretrain(first, replace(run, storage=storage, name=name, resume=True, collapse_std=0.0), name)
+    """Trains what trials need before, each distinct recipe once, one after the other; goes on with what is there."""
+    needed = {folder: recipe for trial in trials.values() for folder, recipe in trial.first.items()}
+    for folder, recipe in needed.items():
+        storage, _, name = folder.rpartition("/")
+        pretrain(recipe, replace(run, storage=storage, name=name, resume=True, collapse_std=0.0), name)
 
 
 def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Watch, slots: int) -> None:
@@ -332,12 +349,18 @@ def outcomes_of(trial: Trial) -> list[Outcome]:
             replace(
                 outcome,
                 figure=read(figures, protocol, name),
-                step=figures["protocol"][protocol]["step"],
+                step=step_of(figures, protocol),
                 random_init=read(figures.get("random_init", {}), protocol, name),
                 raw_pixels=read(figures.get("raw_pixels", {}), protocol, name),
             )
         )
     return ended
+
+
+def step_of(figures: Mapping[str, Any], protocol: str) -> int:
+    """Of the last checkpoint that the figure is of."""
+    found = figures[protocol].get("steps") or [figures["protocol"][protocol]["step"]]
+    return found[-1]
 
 
 def print_table(grid: Grid, plan: Sweep, ended: list[Outcome]) -> None:

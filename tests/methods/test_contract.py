@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import methods
+from methods import autoencoder
 from methods.backbones import Backbone
 from methods.method import Clock, Facts, Method, Step
 from methods.parts import Queue, Teacher, draw, set_batch_norm
@@ -26,8 +27,18 @@ MODULES = {
     if hasattr(module := importlib.import_module(f"methods.{name}"), "METHOD")
 }
 TINY = {"queue": 20, "hidden": 16, "dim": 8, "predictor_hidden": 12}  # fields that exist; 20 is no multiple of 8
+CODE = (4, 6)
+OWN: Mapping[str, Mapping[str, Any]] = {  # of methods that these do not fit
+    "transformations": {"crop": 6, "patch": 4, "border": 1, "head": (8,), "warp_side": 2}
+    | {"inpainter_width": 4, "inpainter_layers": 2, "critic_width": 4, "critic_layers": 2},
+    "autoencoder": {"widths": CODE},
+    "artifacts": {"autoencoder": autoencoder.Config(widths=CODE), "history": 10, "hidden": 8},
+    "dfgan": {"width": 0.05, "latent": 6},
+}
+ONE = ("supervised", *OWN)
+"""Methods of one view, `image`."""
 TWO, CROPS = ("online", "target"), ("online", "target", "local")
-SIZES = {"local": 6}  # other views: 8 x 8
+SIZES = {"local": 6}  # other views: 8 x 8, of dfgan 32 x 32
 BATCH, CLASSES = 8, 3
 
 
@@ -42,7 +53,7 @@ class Case(NamedTuple):
         return "-".join([self.method, *(f"{k}={v}" for k, v in self.options.items()), *self.views[2:]])
 
 
-PLAIN = [Case(name, ("image",) if name == "supervised" else TWO) for name in MODULES]
+PLAIN = [Case(name, ("image",) if name in ONE else TWO) for name in MODULES]
 VARIANTS = [
     Case("simsiam", options={"layers": 2, "fix_predictor_lr": False}),
     Case("moco", options={"symmetric": True, "head_norm": True}),
@@ -56,6 +67,18 @@ VARIANTS = [
     Case("sce", options={"relation_weight": 1.0, "ceil_weight": 0.0}),
     Case("sce", CROPS),
     Case("sce", CROPS, {"symmetric": True, "predictor": True}),
+    Case("supervised", ("image",), {"layers": ("conv",)}),
+    Case("supervised", ("image",), {"freeze_backbone": False}),
+    *(Case("transformations", ("image",), {"transformations": kinds}) for kinds in (("rotation",), ("inpainting",))),
+    Case("transformations", ("image",), {"packing": 2, "small_rotation": 12.6, "warp_points": "random", "head": ()}),
+    Case("transformations", ("image",), {"adversarial": False, "autoencoded_patches": False}),
+    *(Case("artifacts", ("image",), {name: value}) for name, value in (("real", "input"), ("repair", "local"))),
+    Case("artifacts", ("image",), {"mask_weight": 0.0, "gating": False, "history": 0}),
+    Case("artifacts", ("image",), {"adversary": "flipped", "kept_weight": 30.0, "mask_on_real": True}),
+    *(Case("dfgan", ("image",), {"objective": kind}) for kind in ("minimax", "least_squares", "hinge", "wgan_gp")),
+    *(Case("dfgan", ("image",), {"noise": kind}) for kind in ("none", "gaussian")),
+    Case("dfgan", ("image",), {"noise": "gaussian", "sigma_schedule": "learned", "mix": "halves"}),
+    Case("dfgan", ("image",), {"spectral_norm": True, "regularizer": "roth"}),
 ]
 CASES = PLAIN + VARIANTS
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -64,12 +87,17 @@ every_case = pytest.mark.parametrize("case", CASES, ids=str)
 def build(case: Case, seed: int = 0) -> Method:
     torch.manual_seed(seed)
     layers = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
-    backbone = Backbone(nn.Sequential(*layers, nn.Flatten()), 8, [0.5] * 3, [0.25] * 3)
+    backbone = Backbone(nn.Sequential(*layers, nn.Flatten()), 8, [0.5] * 3, [0.25] * 3, {"conv": "2"})
     module = MODULES[case.method]
     fields = {field.name for field in dataclasses.fields(module.Config)}
-    config = dataclasses.replace(module.Config(), **{k: v for k, v in TINY.items() if k in fields}, **case.options)
-    views = {view: ((3, SIZES.get(view, 8), SIZES.get(view, 8)), 0) for view in case.views}
-    return module.METHOD(config, backbone, Facts(100, CLASSES, views))
+    tiny = OWN.get(case.method) or {k: v for k, v in TINY.items() if k in fields}
+    config = dataclasses.replace(module.Config(), **{**tiny, **case.options})
+    views = {view: ((3, side_of(case, view), side_of(case, view)), 0) for view in case.views}
+    return module.METHOD(config, None if module.METHOD.owns_backbone else backbone, Facts(100, CLASSES, views))
+
+
+def side_of(case: Case, view: str) -> int:
+    return 32 if case.method == "dfgan" else SIZES.get(view, 8)
 
 
 def batch_at(case: Case, step: int) -> dict[str, Tensor]:
@@ -79,24 +107,43 @@ def batch_at(case: Case, step: int) -> dict[str, Tensor]:
         return torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8, generator=generator)
 
     index = torch.arange(BATCH) + BATCH * step
-    return {view: images(SIZES.get(view, 8)) for view in case.views} | {"index": index, "label": index % CLASSES}
+    return {view: images(side_of(case, view)) for view in case.views} | {"index": index, "label": index % CLASSES}
 
 
 def clock_at(step: int) -> Clock:
     return Clock(step=step, total_steps=4, steps_per_epoch=4, epoch=0, seed=3)
 
 
-def optimizer_of(method: Method) -> torch.optim.Optimizer:
-    return torch.optim.SGD(method.parameters_of("model"), lr=0.1, momentum=0.9)
+def optimizers_of(method: Method) -> dict[str, torch.optim.Optimizer]:
+    return {turn: torch.optim.SGD(method.parameters_of(turn), lr=0.1, momentum=0.9) for turn in method.turns}
 
 
-def train_step(method: Method, optimizer: torch.optim.Optimizer, case: Case, step: int) -> Step:
-    optimizer.zero_grad()
-    out = method(batch_at(case, step), clock_at(step), "model")
-    out.loss.backward()
-    optimizer.step()
+def moved_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def train_step(
+    method: Method,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    case: Case,
+    step: int,
+    model: nn.Module | None = None,
+    share: slice = slice(None),
+) -> dict[str, Step]:
+    """All turns of a step on `share` of its batch, as the training loop takes them; `model` is what is called."""
+    batch = {name: column[share] for name, column in batch_at(case, step).items()}
+    steps = {}
+    for turn in method.turns_at(clock_at(step)):
+        if len(optimizers) > 1:
+            for other, optimizer in optimizers.items():
+                for p in moved_by(optimizer):
+                    p.requires_grad_(other == turn)
+        steps[turn] = (model or method)(batch, clock_at(step), turn)
+        optimizers[turn].zero_grad()
+        steps[turn].loss.backward()
+        optimizers[turn].step()
     method.after_step(clock_at(step))
-    return out
+    return steps
 
 
 def parts_of(method: Method, kind: type) -> Iterator[Any]:
@@ -113,65 +160,113 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 @every_case
 def test_three_steps(case: Case) -> None:
     method = build(case)
-    optimizer = optimizer_of(method)
+    optimizers = optimizers_of(method)
     start = {name: p.clone() for name, p in method.named_parameters()}
     for step in range(3):
-        out = train_step(method, optimizer, case, step)
-        assert out.loss.shape == ()
-        assert out.loss.dtype == torch.float32
-        assert out.loss.isfinite()
-        for name, value in out.log.items():
-            assert value.shape == (), name
-            assert not value.requires_grad, name
-            assert value.isfinite(), name
+        for out in train_step(method, optimizers, case, step).values():
+            assert out.loss.shape == ()
+            assert out.loss.dtype == torch.float32
+            assert out.loss.isfinite()
+            for name, value in out.log.items():
+                assert value.shape == (), name
+                assert not value.requires_grad, name
+                assert value.isfinite(), name
+    moving = {id(p) for optimizer in optimizers.values() for p in moved_by(optimizer)}
     for name, p in method.named_parameters():
-        if p.requires_grad:
-            assert not torch.equal(p, start[name]), f"{name} did not move"
+        if id(p) in moving:  # the last bias of a critic has the slopes -1 and 1 of real and fake: it may stay
+            assert p.grad is not None, f"{name} has no gradient"
+            assert p.ndim == 1 or not torch.equal(p, start[name]), f"{name} did not move"
 
 
 @every_case
-def test_optimizer_groups_hold_every_parameter_once(case: Case) -> None:
+def test_optimizers_hold_every_parameter_once(case: Case) -> None:
     method = build(case)
-    held = [id(p) for group in optimizer_of(method).param_groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in method.parameters() if p.requires_grad)
+    trained = [id(p) for p in method.parameters() if p.requires_grad]
+    held = [id(p) for optimizer in optimizers_of(method).values() for p in moved_by(optimizer)]
+    assert sorted(held) == sorted(trained)
+
+
+@every_case
+def test_a_turn_moves_what_is_its_own(case: Case) -> None:
+    """Parameters, batch norm's statistics and spectral vectors: each belongs to one turn; the frozen ones to none."""
+    method = build(case)
+    optimizers = optimizers_of(method)
+    owner = {id(p): turn for turn, optimizer in optimizers.items() for p in moved_by(optimizer)}
+    modules = dict(method.named_modules())
+
+    def turn_of(buffer: str) -> str | None:
+        """Of the module that holds it: whose parameters it is beside."""
+        holder = modules[buffer.rpartition(".")[0].removesuffix(".parametrizations.weight.0")]
+        turns = {owner.get(id(p)) for p in holder.parameters()}
+        return turns.pop() if len(turns) == 1 else None
+
+    for turn in method.turns_at(clock_at(0)):
+        before = {name: value.clone() for name, value in method.state_dict().items()}
+        for other, optimizer in optimizers.items():
+            for p in moved_by(optimizer):
+                p.requires_grad_(other == turn)
+        method(batch_at(case, 0), clock_at(0), turn).loss.backward()
+        optimizers[turn].step()
+        optimizers[turn].zero_grad()
+        for name, p in method.named_parameters():
+            if owner.get(id(p)) != turn:
+                assert torch.equal(p, before[name]), f"{turn} moved {name}"
+                assert p.grad is None, f"{turn} gave {name} a gradient"
+        for name, _ in method.named_buffers():
+            norm = name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked", "_u", "_v")
+            if norm and len(method.turns) > 1 and turn_of(name) != turn:
+                assert torch.equal(method.state_dict()[name], before[name]), f"{turn} moved {name}"
 
 
 @every_case
 def test_a_state_dict_resumes_to_the_bit(case: Case) -> None:
     first = build(case)
-    optimizer = optimizer_of(first)
+    optimizers = optimizers_of(first)
     for step in range(2):
-        train_step(first, optimizer, case, step)
-    state, momentum = deepcopy(first.state_dict()), deepcopy(optimizer.state_dict())
+        train_step(first, optimizers, case, step)
+    state, momentum = deepcopy(first.state_dict()), {turn: deepcopy(o.state_dict()) for turn, o in optimizers.items()}
     second = build(case, seed=1)
     second.load_state_dict(state)
-    resumed = optimizer_of(second)
-    resumed.load_state_dict(momentum)
-    losses = [train_step(m, o, case, 2).loss for m, o in ((first, optimizer), (second, resumed))]
-    assert torch.equal(*losses)
+    resumed = optimizers_of(second)
+    for turn, optimizer in resumed.items():
+        optimizer.load_state_dict(momentum[turn])
+    steps = [train_step(m, o, case, 2) for m, o in ((first, optimizers), (second, resumed))]
+    for turn, out in steps[0].items():
+        assert torch.equal(out.loss, steps[1][turn].loss)
     assert same(first.state_dict(), second.state_dict())
 
 
 @every_case
 def test_no_draw_from_the_process(case: Case) -> None:
     method = build(case)
-    optimizer = optimizer_of(method)
+    optimizers = optimizers_of(method)
     before = torch.get_rng_state()
-    train_step(method, optimizer, case, 0)
+    train_step(method, optimizers, case, 0)
+    method.pictures(batch_at(case, 0), clock_at(0))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@every_case
+def test_pictures_move_nothing(case: Case) -> None:
+    method = build(case)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    for name, images in method.pictures(batch_at(case, 0), clock_at(0)).items():
+        assert images.dtype == torch.uint8 and images.dim() == 4 and images.shape[1] == 3, name
+    assert same(method.state_dict(), before)
 
 
 @every_case
 def test_bf16_autocast(case: Case) -> None:
     plain, mixed = build(case), build(case)
-    expected = plain(batch_at(case, 0), clock_at(0), "model").loss
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = mixed(batch_at(case, 0), clock_at(0), "model")
-    out.loss.backward()
+    for turn in plain.turns:
+        expected = plain(batch_at(case, 0), clock_at(0), turn).loss
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = mixed(batch_at(case, 0), clock_at(0), turn)
+        out.loss.backward()
+        assert out.loss.dtype == torch.float32
+        torch.testing.assert_close(out.loss, expected, rtol=0.05, atol=0.05)
+        assert all(p.grad.isfinite().all() for p in mixed.parameters() if p.grad is not None)
     mixed.after_step(clock_at(0))
-    assert out.loss.dtype == torch.float32
-    torch.testing.assert_close(out.loss, expected, rtol=0.05, atol=0.05)
-    assert all(p.grad.isfinite().all() for p in mixed.parameters() if p.grad is not None)
 
 
 # ---------------------------------------------------------------------------------- teacher and queue
@@ -180,10 +275,10 @@ def test_bf16_autocast(case: Case) -> None:
 @every_case
 def test_the_teacher_follows_and_gets_no_gradient(case: Case) -> None:
     method = build(case)
-    optimizer = optimizer_of(method)
+    optimizers = optimizers_of(method)
     for step in range(2):
         before = [[p.clone() for p in teacher.parameters()] for teacher in parts_of(method, Teacher)]
-        out = train_step(method, optimizer, case, step)
+        out = train_step(method, optimizers, case, step)[method.turns[-1]]
         for teacher, old in zip(parts_of(method, Teacher), before, strict=True):
             online = [*method.backbone.parameters(), *method.get_submodule("projector").parameters()]
             m = out.log["teacher_momentum"]
@@ -216,6 +311,8 @@ def test_the_queue_is_the_one_before_the_batch(case: Case) -> None:
     method, frozen = build(case), build(case)
     for queue in parts_of(frozen, Queue):
         queue.enqueue = lambda keys: None
+    if not any(parts_of(method, Queue)):
+        return
     for each in (method, frozen):
         each(batch_at(case, 0), clock_at(0), "model").loss.backward()
     for p, q in zip(method.parameters(), frozen.parameters(), strict=True):
@@ -235,7 +332,7 @@ def test_batch_norm(case: Case, mode: str) -> None:
             set_batch_norm(method, mode)
         return
     method = set_batch_norm(method, mode)
-    assert train_step(method, optimizer_of(method), case, 0).loss.isfinite()
+    assert all(out.loss.isfinite() for out in train_step(method, optimizers_of(method), case, 0).values())
     assert any(parts_of(method, nn.modules.batchnorm._BatchNorm)) == (mode != "none")
 
 
@@ -313,17 +410,27 @@ def test_simsiam_keeps_the_predictors_rate() -> None:
 
 
 def outcome(case: Case, rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
-    """Gradients, parameters and buffers after one step on this rank's share of the same global batch."""
+    """Losses and gradients of each turn, and the state, after two steps on this rank's share of the same batches."""
     method = set_batch_norm(build(case), "none")
+    optimizers = optimizers_of(method)
+    several = len(method.turns) > 1
+    model: nn.Module = method
+    if ranks > 1:
+        model = DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=several)
     share = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
-    batch = {name: column[share] for name, column in batch_at(case, 0).items()}
-    model = DistributedDataParallel(method, broadcast_buffers=False) if ranks > 1 else method
-    optimizer = optimizer_of(method)
-    model(batch, clock_at(0), "model").loss.backward()
-    optimizer.step()
-    method.after_step(clock_at(0))
-    gradients = {f"gradient of {name}": p.grad for name, p in method.named_parameters() if p.grad is not None}
-    return gradients | {name: value.detach() for name, value in method.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    for turn, optimizer in optimizers.items():
+
+        def keep(optimizer: Any, args: Any, kwargs: Any, turn: str = turn) -> None:
+            names = {id(p): name for name, p in method.named_parameters()}
+            for p in moved_by(optimizer):
+                if p.grad is not None:
+                    found[f"gradient of {names[id(p)]} in {turn}"] = p.grad.clone()
+
+        optimizer.register_step_pre_hook(keep)
+    for step in range(2 if several else 1):
+        train_step(method, optimizers, case, step, model, share)
+    return found | {name: value.detach().clone() for name, value in method.state_dict().items()}
 
 
 def work(rank: int, folder: Path) -> None:

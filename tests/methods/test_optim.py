@@ -196,6 +196,20 @@ def test_cosine_ends_at_final_lr() -> None:
     assert [learning_rate(spec, 128, clock(s)) for s in (0, 50, 100)] == pytest.approx([0.03, 0.02, 0.01])
 
 
+def test_linear_by_hand() -> None:
+    """From 3e-4 to 3e-6: halfway 1.515e-4. With a tenth of warm-up the line begins there: its middle is step 55."""
+    spec = Optimizer("adam", lr=3e-4, scaling="none", schedule="linear", final_lr=3e-6)
+    rate = [learning_rate(spec, 128, clock(step)) for step in range(101)]
+    assert [rate[k] for k in (0, 25, 50, 100)] == pytest.approx([3e-4, 2.2575e-4, 1.515e-4, 3e-6], rel=1e-12)
+    assert all(a - b == pytest.approx(2.97e-6) for a, b in pairwise(rate))
+    warm = replace(spec, warmup_epochs=1)
+    assert [learning_rate(warm, 128, clock(k)) for k in (5, 10, 55, 100)] == pytest.approx(
+        [1.5e-4, 3e-4, 1.515e-4, 3e-6], rel=1e-12
+    )
+    doubled = replace(spec, scaling="linear")
+    assert learning_rate(doubled, 512, clock(50)) == pytest.approx(3.03e-4)
+
+
 def test_a_run_shorter_than_its_warmup_only_rises() -> None:
     spec = Optimizer(lr=1.0, scaling="none", warmup_epochs=20)
     rate = [learning_rate(spec, 512, clock(step)) for step in range(100)]

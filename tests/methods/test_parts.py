@@ -111,12 +111,12 @@ def test_reversed_gradients_change_their_sign_alone() -> None:
     out = reverse_gradient(x)
     assert torch.equal(out, x)
     (out.square().sum() + 10 * x.sum()).backward()
-    assert torch.equal(x.grad, torch.tensor([-4.0 + 10, 6.0 + 10]))
+    assert x.grad is not None and torch.equal(x.grad, torch.tensor([-4.0 + 10, 6.0 + 10]))
 
 
 def test_networks_kept_still_pass_gradients_and_keep_their_buffers() -> None:
-    spectral = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3))
-    network = nn.Sequential(spectral, nn.BatchNorm2d(4), nn.BatchNorm2d(4).eval())
+    spectral, norm = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)
+    network = nn.Sequential(spectral, norm, nn.BatchNorm2d(4).eval())
     twin = deepcopy(network)
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     x = torch.randn(5, 3, 8, 8, requires_grad=True)
@@ -128,7 +128,7 @@ def test_networks_kept_still_pass_gradients_and_keep_their_buffers() -> None:
     for name, buffer in network.named_buffers():
         assert torch.equal(buffer, before[name]), name
     inner = twin[0].eval()(x)  # the spectral vectors as they were; then the batch's own statistics
-    inner = F.batch_norm(inner, None, None, twin[1].weight, twin[1].bias, True, eps=twin[1].eps)
+    inner = F.batch_norm(inner, None, None, norm.weight, norm.bias, True, eps=norm.eps)
     torch.testing.assert_close(out, twin[2](inner))
     assert network.training and network[1].track_running_stats and not network[2].training
     network(x)

@@ -1,13 +1,15 @@
-"""The supervised method: a frozen backbone that really is, fine-tuning, and the errors."""
+"""The supervised method: a frozen backbone that really is, layer by layer, fine-tuning from a layer on, and errors."""
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from methods import backbones
 from methods.backbones import Backbone
 from methods.method import Clock, Facts
 from methods.supervised import METHOD, Config, Supervised
@@ -48,13 +50,13 @@ def move(method: Supervised, steps: int) -> list[float]:
 def test_a_frozen_backbone_does_not_change() -> None:
     method = build(Config()).train()
     before = copy.deepcopy(method.backbone.state_dict())
-    assert method.training and method.classifier.training
+    assert method.training and method.classifiers.training
     assert not any(module.training for module in method.backbone.modules())
     losses = move(method.train(), 20)
     assert losses[-1] < losses[0]
     assert all(p.grad is None and not p.requires_grad for p in method.backbone.parameters())
     assert all(torch.equal(before[name], value) for name, value in method.backbone.state_dict().items())
-    assert {id(p) for p in method.parameters_of("model")} == {id(p) for p in method.classifier.parameters()}
+    assert {id(p) for p in method.parameters_of("model")} == {id(p) for p in method.classifiers.parameters()}
 
 
 def test_a_frozen_backbone_gives_the_features_of_eval_mode() -> None:
@@ -81,8 +83,10 @@ def test_the_loss_and_the_accuracy_by_hand() -> None:
     to each class; the loss is the same, as the labels are balanced."""
     for smoothing in (0.0, 0.3):
         method = build(Config(label_smoothing=smoothing))
-        nn.init.zeros_(method.classifier.weight)
-        method.classifier.bias.data = torch.tensor([0.0, 0.0, math.log(2)])
+        classifier = method.get_submodule("classifiers.features")
+        assert isinstance(classifier, nn.Linear)
+        nn.init.zeros_(classifier.weight)
+        classifier.bias.data = torch.tensor([0.0, 0.0, math.log(2)])
         step = method(batch(), CLOCK, "model")
         assert step.loss.item() == pytest.approx(5 / 3 * math.log(2), rel=1e-6)
         assert step.log["accuracy"].item() == pytest.approx(1 / 3)
@@ -91,7 +95,7 @@ def test_the_loss_and_the_accuracy_by_hand() -> None:
 
 def test_label_smoothing_spreads_the_target() -> None:
     method = build(Config(label_smoothing=0.3))
-    logits = method.classifier(method.backbone(batch()["image"]))
+    logits = method.classifiers["features"](method.backbone(batch()["image"]))
     target = 0.7 * F.one_hot(batch()["label"], 3) + 0.1
     expected = -(target * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(method(batch(), CLOCK, "model").loss, expected)
@@ -105,3 +109,170 @@ def test_errors_name_the_remedy() -> None:
         Supervised(Config(), backbone, facts(view="online"))
     with pytest.raises(ValueError, match="label_smoothing"):
         Config(label_smoothing=1.0)
+    with pytest.raises(ValueError, match="from_layer is for a backbone that learns"):
+        Config(from_layer="conv2")
+    with pytest.raises(ValueError, match="at one layer at most"):
+        Config(freeze_backbone=False, layers=("conv1", "conv2"))
+    with pytest.raises(ValueError, match="values is at least 1"):
+        Config(layers=("conv1",), values=0)
+    with pytest.raises(ValueError, match="names one twice"):
+        Config(layers=("conv1", "conv1"))
+
+
+# --------------------------------------------------------------------------------------------- layers
+
+
+def conv(fan_in: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(fan_in, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU())
+
+
+def layered(seed: int = 0, **fields: Any) -> Supervised:
+    """Maps of 4 x 8 x 8, 6 x 4 x 4 and 8 x 4 x 4."""
+    torch.manual_seed(seed)
+    parts = [conv(3, 4), nn.MaxPool2d(2), conv(4, 6), conv(6, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    backbone = Backbone(nn.Sequential(*parts), 8, [0.5] * 3, [0.25] * 3, {"conv1": "0", "conv2": "2", "conv3": "3"})
+    return METHOD(Config(**fields), backbone, facts())
+
+
+ALL = ("conv1", "conv2", "conv3")
+
+
+def test_each_layer_learns_from_its_own_loss_alone() -> None:
+    """Trained together, each classifier goes to the bit where it goes alone, with batch norm of its own."""
+    for norm in (False, True):
+        together, before = layered(layers=ALL, norm=norm), copy.deepcopy(layered(layers=ALL, norm=norm).state_dict())
+        move(together, 3)
+        for name in ALL:
+            alone = layered(layers=(name,), norm=norm)
+            alone.load_state_dict({k: v for k, v in before.items() if "classifiers" not in k or f".{name}." in k})
+            move(alone, 3)
+            mine, theirs = (dict(m.classifiers[name].state_dict()) for m in (together, alone))
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+        left = {k: v for k, v in together.state_dict().items() if k.startswith("backbone.")}
+        assert all(torch.equal(before[name], value) for name, value in left.items())
+
+
+def test_the_loss_of_layers_is_the_sum_and_shares_of_a_batch_average() -> None:
+    method, whole = layered(layers=ALL), batch()
+    step = method(whole, CLOCK, "model")
+    logits = method.logits(whole["image"])
+    assert list(logits) == list(ALL)
+    expected = sum(F.cross_entropy(found, whole["label"]) for found in logits.values())
+    torch.testing.assert_close(step.loss, expected)
+    assert step.log.keys() == {f"accuracy.{name}" for name in ALL}
+    for name, found in logits.items():
+        assert step.log[f"accuracy.{name}"] == (found.argmax(1) == whole["label"]).float().mean()
+    halves = [{k: v[rows] for k, v in whole.items()} for rows in (slice(6), slice(6, 12))]
+    torch.testing.assert_close(step.loss, torch.stack([method(half, CLOCK, "model").loss for half in halves]).mean())
+
+
+def test_maps_are_pooled_to_at_most_so_many_values() -> None:
+    """conv1 has 4 channels: of 100 values there is room for 5 x 5, of 3 for one cell all the same. conv2's 6 x 4 x 4
+    are 96: they stay whole."""
+    widths = {}
+    for values in (100, 3, None):
+        method = layered(layers=("conv1", "conv2"), values=values)
+        widths[values] = [head[-1].in_features for head in method.classifiers.values()]  # type: ignore[index]
+    assert widths == {100: [100, 96], 3: [4, 6], None: [256, 96]}
+    method = layered(layers=("conv1",), values=16)
+    method.classifiers["conv1"][-1].weight.data = torch.eye(16)[:3]  # type: ignore[index]
+    method.classifiers["conv1"][-1].bias.data.zero_()  # type: ignore[index]
+    quarter = method.backbone.maps(batch()["image"])["conv1"][:, 0, :4]  # 8 x 8 to 2 x 2: means of quarters
+    means = [quarter[:, :, :4].mean((1, 2)), quarter[:, :, 4:].mean((1, 2))]
+    torch.testing.assert_close(method.logits(batch()["image"])["conv1"][:, :2], torch.stack(means, 1))
+
+
+def test_batch_norm_before_a_classifier_has_no_parameters() -> None:
+    method = layered(layers=("conv2",), norm=True)
+    assert [name for name, _ in method.classifiers.named_parameters()] == ["conv2.2.weight", "conv2.2.bias"]
+    head = method.classifiers["conv2"]
+    maps = method.backbone.maps(batch()["image"])["conv2"]
+    seen = head[0](maps)  # type: ignore[index]
+    spread = maps.var((0, 2, 3), correction=0)
+    torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.var((0, 2, 3), correction=0), spread / (spread + 1e-3))
+
+
+# ---------------------------------------------------------------------------------------- from a layer
+
+
+def moved(method: Supervised) -> tuple[set[str], set[str]]:
+    """Layers whose parameters, and whose running statistics, two steps move; "3" is conv3's place."""
+    before = copy.deepcopy(method.backbone.network.state_dict())
+    move(method.train(), 2)
+    after = method.backbone.network.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(before[name], value)}
+    statistics = {name for name in changed if "running" in name or "tracked" in name}
+    return {name[0] for name in changed - statistics}, {name[0] for name in statistics}
+
+
+def test_fine_tuning_from_a_layer_on() -> None:
+    for first, places in (("", "023"), ("conv1", "023"), ("conv2", "23"), ("conv3", "3")):
+        method = layered(freeze_backbone=False, from_layer=first)
+        learning = {id(p) for p in method.parameters_of("model")}
+        assert moved(method) == (set(places), set(places)), first
+        for name, p in method.backbone.network.named_parameters():
+            assert (p.grad is not None) == p.requires_grad == (name[0] in places) == (id(p) in learning)
+
+
+def test_what_lies_behind_the_classified_layer_is_frozen() -> None:
+    """DistributedDataParallel refuses parameters without a gradient."""
+    method = layered(freeze_backbone=False, layers=("conv2",))
+    assert moved(method) == ({"0", "2"}, {"0", "2"})
+    assert all((p.grad is not None) == p.requires_grad for p in method.parameters())
+    assert moved(layered(freeze_backbone=False, from_layer="conv2", layers=("conv2",))) == ({"2"}, {"2"})
+
+
+def test_frozen_stays_frozen_where_batch_norm_is_replaced() -> None:
+    """As SyncBatchNorm replaces it: the modules are other ones then."""
+    method = layered(freeze_backbone=False, from_layer="conv3")
+    network = method.backbone.network
+    for place in ("0", "2", "3"):
+        network.set_submodule(f"{place}.1", copy.deepcopy(network.get_submodule(f"{place}.1")))
+    assert moved(method) == ({"3"}, {"3"})
+
+
+def test_frozen_stays_frozen_after_the_backbone_was_looked_at() -> None:
+    """The loop's monitors put the backbone into eval mode and back."""
+    method = layered(freeze_backbone=False, from_layer="conv3").train()
+    method.backbone.eval()
+    method.backbone.train()
+    before = copy.deepcopy(method.backbone.network.state_dict())
+    move(method, 1)
+    after = method.backbone.network.state_dict()
+    assert {name[0] for name in before if not torch.equal(before[name], after[name])} == {"3"}
+
+
+def test_stem_of_a_resnet_counts_as_a_layer() -> None:
+    backbone = backbones.build("resnet18", image=(3, 32, 32), mean=[0.5] * 3, std=[0.25] * 3)
+    config = Config(freeze_backbone=False, from_layer="stage1")
+    method = METHOD(config, backbone, Facts(12, 3, {"image": ((3, 32, 32), 0)}))
+    frozen = {name.split(".")[0] for name, p in backbone.network.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "bn1"}
+    still = {name.split(".")[0] for name, m in backbone.network.named_modules() if name and not m.training}
+    assert still == {"conv1", "bn1", "relu"} and method.training
+
+
+def test_wrong_layers_are_told_which_there_are() -> None:
+    for fields in ({"layers": ("conv9",)}, {"freeze_backbone": False, "from_layer": "conv9"}):
+        with pytest.raises(ValueError, match=r"no layer conv9 \(it has conv1, conv2, conv3\)"):
+            layered(**fields)
+    with pytest.raises(ValueError, match=r"no layer conv1 \(this backbone names none\)"):
+        build(Config(layers=("conv1",)))
+    with pytest.raises(ValueError, match="from_layer conv3 lies behind conv1"):
+        layered(freeze_backbone=False, from_layer="conv3", layers=("conv1",))
+
+
+def test_a_state_dict_resumes_layers_to_the_bit() -> None:
+    first, second = layered(layers=ALL, norm=True), layered(seed=1, layers=ALL, norm=True)
+    move(first, 2)
+    second.load_state_dict(first.state_dict())
+    assert move(first, 2) == move(second, 2)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_the_score_is_the_highest_logit() -> None:
+    method = layered(layers=ALL).eval()
+    expected = method.logits(batch()["image"])["conv3"].max(1).values
+    assert torch.equal(method.score(batch()["image"]), expected)

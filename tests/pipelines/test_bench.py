@@ -10,6 +10,7 @@ import torch
 from methods.views import strong
 from pipelines.bench import (
     BenchFeed,
+    BenchRecipe,
     BenchStep,
     Photos,
     Views,
@@ -19,10 +20,12 @@ from pipelines.bench import (
     feed_of,
     in_turns,
     ours,
+    recipe_step,
     step,
     synthetic,
     write_photos,
 )
+from pipelines.recipe import find_recipe
 
 TINY = BenchStep(size=8, batch_size=8, steps=3, rounds=2, device="cpu", threads=1)
 
@@ -60,6 +63,14 @@ def test_step_gives_speed_and_memory_of_both() -> None:
     assert figures["images_per_second"].keys() == figures["peak_memory_mib"].keys() == {"ours", "bare"}
     assert figures["ratio_to_bare"].keys() == {"time", "memory"} and figures["ratio_to_bare"]["time"] > 0
     assert all(len(values) == 2 for values in figures["measured"].values())
+
+
+@pytest.mark.parametrize("name", ["supervised_cifar10", "rotation_cifar10"])
+def test_a_recipe_is_measured_without_data(name: str) -> None:
+    recipe = find_recipe(name).with_(backbone="resnet20", batch_size=8)
+    figures = recipe_step(BenchRecipe(recipe, steps=1, rounds=2, device="cpu", threads=1))
+    json.dumps(figures)
+    assert figures["images_per_second"] > 0 and len(figures["measured"]) == 2 and "accuracy" in figures["log"]
 
 
 def test_photos_take_the_bytes_that_real_ones_take(tmp_path: Path) -> None:
