@@ -329,7 +329,7 @@ def subject(target: str, options: Options) -> Subject:
 
 def facts_of(folder: Folder, recipe: Recipe) -> Facts:
     """What the run's method knew of its data."""
-    found = json.loads(folder.read("run.json"))["found"]
+    found = read_json(folder, "run.json").get("found", {"rows": 1, "classes": None})
     return recipe.facts(found["rows"], found["classes"])
 
 

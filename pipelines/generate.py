@@ -25,13 +25,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from http.client import HTTPException
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -67,8 +66,8 @@ PART = 64  # images that an extractor takes at once: Inception's activations are
 WEIGHTS = models.Inception_V3_Weights.IMAGENET1K_V1
 WEIGHTS_HASH = WEIGHTS.url.rpartition("-")[2].removesuffix(".pth")  # torch's names end in the hash's first digits
 REMEDY = (
-    "give --extractor FILE with torchvision's inception_v3 weights, or --extractor RUN, a run of supervised_cifar10 "
-    "or another of the method supervised"
+    "give --generative.extractor FILE with torchvision's inception_v3 weights, or --generative.extractor RUN, a run of "
+    "supervised_cifar10 or another of the method supervised"
 )
 
 
@@ -103,18 +102,18 @@ class Generative:
 
     def __post_init__(self) -> None:
         if self.samples < 2:
-            raise ValueError(f"--samples is at least 2, got {self.samples}")
+            raise ValueError(f"generative.samples is at least 2, got {self.samples}")
         if self.checkpoints < 1:
-            raise ValueError(f"--checkpoints is at least 1, got {self.checkpoints}")
+            raise ValueError(f"generative.checkpoints is at least 1, got {self.checkpoints}")
         if not 1 <= self.splits <= self.samples:
-            raise ValueError(f"--splits is 1 to --samples {self.samples}, got {self.splits}")
+            raise ValueError(f"generative.splits is 1 to generative.samples, {self.samples}; got {self.splits}")
 
 
 @dataclass(frozen=True)
 class Options:
     data: Data
     """Default: the run's, with its limit."""
-    generative: Annotated[Generative, tyro.conf.arg(name="")] = Generative()
+    generative: Generative = Generative()
     seed: int = 0
     """Of the generator's input."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -257,7 +256,7 @@ class Extractor(nn.Module):
 
 
 def extractor_of(name: str) -> Extractor:
-    """The extractor that `--extractor` names, on the CPU.
+    """The extractor that `--generative.extractor` names, on the CPU.
 
     Raises:
         UserError: none of that name, weights that can't be fetched or don't fit, or a run without a classifier.
@@ -268,15 +267,17 @@ def extractor_of(name: str) -> Extractor:
     if path.is_file():
         return inception(path)
     if not open_folder(name).exists("recipe.json"):
-        raise UserError(f"--extractor {name} is neither inception, nor a file, nor a run: {REMEDY}")
+        raise UserError(f"--generative.extractor {name} is neither inception, nor a file, nor a run: {REMEDY}")
     run = opened(name)
     if run.recipe.method_name != "supervised":
-        raise UserError(f"--extractor {name} is a run of {run.recipe.method_name}, without classifier: {REMEDY}")
+        raise UserError(
+            f"--generative.extractor {name} is a run of {run.recipe.method_name}, without classifier: {REMEDY}"
+        )
     state = next(run.states(1))
     manifest = json.loads((run.folder / "checkpoints").read(f"step-{state['step']:08d}.json"))
     method: Any = run.method(state["method"])
     if "features" not in method.classifiers:
-        raise UserError(f"--extractor {name} classifies layers, not the features: {REMEDY}")
+        raise UserError(f"--generative.extractor {name} classifies layers, not the features: {REMEDY}")
     return Extractor(
         method.backbone,
         method.classifiers["features"],
@@ -313,7 +314,7 @@ def inception(path: Path) -> Extractor:
             weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--extractor {path} holds no weights ({reason}): {REMEDY}") from error
+        raise UserError(f"--generative.extractor {path} holds no weights ({reason}): {REMEDY}") from error
     with torch.device("meta"):
         network = models.inception_v3(weights=None, aux_logits=False, transform_input=True, init_weights=False)
     shapes = {k: tuple(v.shape) for k, v in network.state_dict().items()}
@@ -325,8 +326,8 @@ def inception(path: Path) -> Extractor:
     if differing:
         has, wanted = (of.get(differing[0], "absent") for of in (found, shapes))
         raise UserError(
-            f"--extractor {path} does not fit torchvision's inception_v3 in {len(differing)} tensors; the first, "
-            f"{differing[0]}, is {has} there and {wanted} here: {REMEDY}"
+            f"--generative.extractor {path} does not fit torchvision's inception_v3 in {len(differing)} tensors; the "
+            f"first, {differing[0]}, is {has} there and {wanted} here: {REMEDY}"
         )
     network.load_state_dict(weights, assign=True)
     network.float()
@@ -424,7 +425,9 @@ def real_moments(extractor: Extractor, chosen: Generative, data: Data, storage: 
         raw=False,
     ).of["extractor"]
     if len(features) < max(2, chosen.splits):
-        raise UserError(f"{len(features)} real images are too few for --splits {chosen.splits}: give more, or fewer")
+        raise UserError(
+            f"{len(features)} real images are too few for --generative.splits {chosen.splits}: give more, or fewer"
+        )
     mixed = features[shuffled(0, 0, torch.arange(len(features)))]  # data may be sorted by class, and splits are not
     try:
         mean, covariance = moments(features[:, : extractor.dim])

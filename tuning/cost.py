@@ -27,9 +27,22 @@ RATES: Mapping[tuple[str, int], float] = {
 """Images/s by backbone and pixels of the online view, of SCE's step with two views on `MACHINE`, views excluded:
 measured by `python -m pipelines bench step --backbone NAME --size PIXELS --batch-size 64` (of resnet18 at 64 pixels 32,
 at 224 pixels 8)."""
-OTHERS: Mapping[tuple[str, Profile], float] = {}
+OTHERS: Mapping[tuple[str, Profile], float] = {
+    ("transformations_stl10", "small"): 22.4,
+    ("transformations_stl10", "paper"): 6.9,
+    ("transformations_celeba", "paper"): 3.4,
+    ("artifacts_cifar10", "small"): 41.3,
+    ("artifacts_stl10", "paper"): 4.1,
+    ("dfgan_cifar10", "small"): 146.4,
+    ("dfgan_cifar10", "paper"): 22.0,
+    ("dfgan_stl10", "small"): 36.6,
+    ("dfgan_stl10", "paper"): 3.9,
+    ("dfgan_celeba", "small"): 36.6,
+    ("dfgan_celeba", "paper"): 3.9,
+}
 """Images/s of other methods' steps, by recipe and profile, on `MACHINE`: measured by `python -m pipelines bench recipe
-NAME` with the profile's fields; the smoke profile's as `small`."""
+NAME` with the profile's fields (of the largest set of tasks, of the default noise), `smoke` as `small`. `dfgan_celeba`
+has the networks of `dfgan_stl10`."""
 
 
 def images(recipe: Recipe, dataset: str) -> int:

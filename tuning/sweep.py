@@ -74,7 +74,9 @@ class Trial:
     seed: int
     recipe: Recipe
     run: Run
-    grid: Grid
+    figures: tuple[tuple[Cell, str, str], ...]
+    """Of each cell of the table that it fills, protocol and figure of `evaluation.json`."""
+    percent: bool
     evaluation: evaluation.Options
     first: Mapping[str, Recipe] = field(default_factory=dict)
     """What is trained before, by the run's folder: what it starts from, and what judges it."""
@@ -230,7 +232,10 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         seed=seed,
         recipe=recipe,
         run=replace(run, storage=(folder / "trials").uri, name=name, resume=True, collapse_std=bound),
-        grid=grid,
+        figures=tuple(
+            (other, *grid.measured(other)) for other in grid.figures if grid.trial(other) == grid.trial(cell)
+        ),
+        percent=grid.percent,
         evaluation=chosen,
         first=first,
     )
@@ -314,47 +319,41 @@ def drive(config: dict[str, Any], trials: Mapping[str, Trial]) -> None:
     except UserError as error:
         ended = filled(trial, "failed", error=str(error))
     last = ended[-1]  # of several figures the last: the deepest layer
-    name = trial.grid.measured(last.cell)[1]
-    tune.report({"status": last.status, name: last.figure, "step": last.step, "error": last.error})
+    tune.report({"status": last.status, trial.figures[-1][2]: last.figure, "step": last.step, "error": last.error})
 
 
 def filled(trial: Trial, status: Status, **fields: Any) -> list[Outcome]:
     """An outcome for each cell of the table that the trial fills."""
-    grid = trial.grid
-    cells = [cell for cell in grid.figures if grid.trial(cell) == grid.trial(trial.cell)]
-    return [Outcome(cell, trial.seed, status, **fields) for cell in cells]
+    return [Outcome(cell, trial.seed, status, **fields) for cell, _, _ in trial.figures]
 
 
 def outcomes_of(trial: Trial) -> list[Outcome]:
     """Pretrains and evaluates. A run that has collapsed counts as chance level, as the papers print it."""
-    grid = trial.grid
     folder = pretrain(trial.recipe, trial.run, trial.run.name, follow=reported)
     data = trial.evaluation.data
     if has_collapsed(folder, trial.run):
         step = json.loads(folder.read("collapsed.json"))["step"]
         chance = 100 / (open_source(data.train, data).classes or 1)
         return filled(trial, "collapsed", figure=chance, step=step)
-    empty = filled(trial, "finished")
-    protocols = list(dict.fromkeys(grid.measured(outcome.cell)[0] for outcome in empty))
+    protocols = list(dict.fromkeys(protocol for _, protocol, _ in trial.figures))
     figures = evaluation.evaluate(folder.uri, protocols, trial.evaluation)
 
     def read(figures: Mapping[str, Any], protocol: str, name: str) -> float | None:
         value = figures.get(protocol, {}).get(name)
-        return None if value is None else 100 * value if grid.percent else value
+        return None if value is None else 100 * value if trial.percent else value
 
-    ended = []
-    for outcome in empty:
-        protocol, name = grid.measured(outcome.cell)
-        ended.append(
-            replace(
-                outcome,
-                figure=read(figures, protocol, name),
-                step=step_of(figures, protocol),
-                random_init=read(figures.get("random_init", {}), protocol, name),
-                raw_pixels=read(figures.get("raw_pixels", {}), protocol, name),
-            )
+    return [
+        Outcome(
+            cell,
+            trial.seed,
+            "finished",
+            read(figures, protocol, name),
+            step_of(figures, protocol),
+            random_init=read(figures.get("random_init", {}), protocol, name),
+            raw_pixels=read(figures.get("raw_pixels", {}), protocol, name),
         )
-    return ended
+        for cell, protocol, name in trial.figures
+    ]
 
 
 def step_of(figures: Mapping[str, Any], protocol: str) -> int:

@@ -168,7 +168,9 @@ def test_the_autoencoders_loss_and_code() -> None:
     method = Autoencoder(dataclasses.replace(SMALL, weight=30.0), None, facts())
     batch = batch_at(0)
     seen: list[Tensor] = []
-    method.backbone.network.get_submodule("conv1").register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    method.backbone.network.get_submodule("conv1").register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0])
+    )
     loss, log = method(batch, clock_at(0), "model")
     torch.testing.assert_close(seen[0], centred(batch["image"]))  # between -1 and 1
     assert loss.item() == pytest.approx(30 * log["mse"].item())

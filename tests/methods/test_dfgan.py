@@ -29,7 +29,7 @@ from methods.dfgan import (
     roth_regularizer,
 )
 from methods.method import Clock, Facts, Step
-from methods.parts import centred, normal, set_batch_norm
+from methods.parts import centred, draw, normal, set_batch_norm
 
 BATCH, LATENT = 8, 8
 OPTIONS: list[dict[str, Any]] = [
@@ -402,7 +402,7 @@ def test_spectral_norm_is_numpys() -> None:
 class Shown:
     """What a method's discriminator gets: `images` of real and of generated ones, of the passes for the loss."""
 
-    def __init__(self, method: DFGAN, turn: str = "discriminator") -> None:
+    def __init__(self, method: DFGAN, turn: str = "discriminator", step: int = 0) -> None:
         inner, self.images = method.discriminator, list[Tensor]()
 
         def discriminator(images: Tensor) -> Tensor:
@@ -410,7 +410,7 @@ class Shown:
             return inner(images)
 
         method.discriminator = discriminator  # type: ignore[method-assign]
-        self.step = method(batch_at(0), clock_at(0), turn)
+        self.step = method(batch_at(0), clock_at(step), turn)
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "generator"])
@@ -452,9 +452,12 @@ def test_the_generators_turn_shows_generated_images_alone(mix: str) -> None:
 
 
 def test_turns_draw_apart() -> None:
-    """Algorithm 1 samples anew for the generator."""
+    """Algorithm 1 samples z and e anew for the generator."""
     method = build()
-    assert not torch.equal(Shown(method).images[1], Shown(method, "generator").images[0])
+    in_d, in_g = Shown(method).images[1], Shown(method, "generator").images[0]
+    assert not torch.isclose(in_d[:BATCH], in_g[:BATCH]).flatten(1).all(1).any()
+    e_d, e_g = (images[BATCH:] - images[:BATCH] for images in (in_d, in_g))
+    assert not torch.isclose(e_d, e_g).flatten(1).all(1).any()
 
 
 def test_gaussian_noise_is_standard_normal_times_sigma() -> None:
@@ -559,16 +562,22 @@ def test_fixed_noise_is_not_penalized() -> None:
     assert torch.equal(out.loss.detach(), out.log["adversarial"]) and "noise_penalty" not in out.log
 
 
-def test_roths_weight_is_annealed() -> None:
-    """gamma / 2 at the start; after 5 of 10 steps times .01 ^ .5."""
+def test_weights_of_the_regularizers() -> None:
+    """gamma / 2 of Roth et al., which after 5 of 10 steps has fallen by .01 ^ .5; 10 of WGAN-GP."""
 
-    def part(step: int, **options: Any) -> float:
-        method = build(regularizer="roth", noise="none", discriminator_norm=False, **options)
-        return method(batch_at(0), clock_at(step), "discriminator").log["regularizer"].item()
+    def parts(step: int, **options: Any) -> tuple[float, DFGAN, Tensor, Tensor]:
+        method = build(noise="none", discriminator_norm=False, **options)
+        shown = Shown(method, step=step)
+        return shown.step.log["regularizer"].item(), method, *shown.images[:2]
 
-    assert part(0, gamma=2.0) == pytest.approx(20 * part(0, gamma=0.1))
-    assert part(5, gamma_decay=0.01) == pytest.approx(0.1 * part(5))
-    assert part(0, gamma_decay=0.01) == part(0) > 0
+    value, method, real, fake = parts(0, regularizer="roth", gamma=2.0)
+    assert value == pytest.approx(roth_regularizer(method.discriminator, real, fake).item(), rel=1e-5) and value > 0
+    for step, factor in ((0, 1.0), (5, 0.1)):
+        annealed, constant = (parts(step, regularizer="roth", gamma_decay=decay)[0] for decay in (0.01, 1.0))
+        assert annealed == pytest.approx(factor * constant, rel=1e-5)
+    value, method, real, fake = parts(0, objective="wgan_gp")
+    u = draw(3, 0, torch.arange(BATCH), "mixture/clean", 1)
+    assert value == pytest.approx(10 * gradient_penalty(method.discriminator, real, fake, u).item(), rel=1e-5)
 
 
 def test_the_output_of_d_is_a_probability_where_it_has_a_sigmoid() -> None:

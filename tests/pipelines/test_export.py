@@ -42,8 +42,11 @@ def run_folder(folder: Path, name: str = "resnet20", batch_norm: str = "global")
     features(backbone.train(), images(4))
     run = open_folder(str(folder))
     run.write("recipe.json", recipe.to_json().encode())
-    weights = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    Checkpoints(run / "checkpoints").save(5, {"method": {**weights, "head.weight": torch.zeros(2)}, "step": 5})
+    method = recipe.build(recipe.facts(1, None))
+    if batch_norm == "none":
+        set_batch_norm(method, "none")
+    method.backbone.load_state_dict(backbone.state_dict())
+    Checkpoints(run / "checkpoints").save(5, {"method": method.state_dict(), "step": 5, "steps_per_epoch": 5})
     return backbone.eval()
 
 

@@ -248,13 +248,13 @@ def test_inceptions_that_are_not_torchvisions(tmp_path: Path) -> None:
 def test_files_that_are_no_inception(tmp_path: Path, storage: Path) -> None:
     for name in ("text.pth", "text.safetensors", "empty.pth", "empty.safetensors"):
         (tmp_path / name).write_bytes(b"not weights at all" * name.startswith("text"))
-        with pytest.raises(UserError, match=rf"{name} holds no weights .*give --extractor FILE"):
+        with pytest.raises(UserError, match=rf"{name} holds no weights .*give --generative.extractor FILE"):
             extractor_of(str(tmp_path / name))
     for name, content in (("other.pth", {"weight": torch.ones(3)}), ("list.pth", [torch.ones(3)])):
         torch.save(content, tmp_path / name)
         with pytest.raises(UserError, match=rf"{name} does not fit torchvision's inception_v3 .* is absent there and"):
             extractor_of(str(tmp_path / name))
-    with pytest.raises(UserError, match="neither inception, nor a file, nor a run: give --extractor FILE"):
+    with pytest.raises(UserError, match=r"neither inception, nor a file, nor a run: give --generative\.extractor FILE"):
         extractor_of("incepton")
     with pytest.raises(UserError, match=r"a run of simsiam, without classifier: .* supervised_cifar10"):
         extractor_of(str(storage / "simsiam"))
@@ -269,7 +269,9 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Monk
         raise URLError("no route to host")
 
     monkeypatch.setattr(module, "urlopen", unreachable)
-    remedy = r"no route to host.*give --extractor FILE .* or --extractor RUN, a run of supervised_cifar10"
+    remedy = (
+        r"no route to host.*give --generative.extractor FILE .* or --generative.extractor RUN, a run of supervised_"
+    )
     with pytest.raises(UserError, match=remedy):
         extractor_of("inception")
     assert asked == [10]
@@ -382,7 +384,7 @@ class TestFigures:
             attempt("simsiam")
         with pytest.raises(UserError, match="neither inception, nor a file, nor a run"):
             attempt(extractor="nothing")
-        with pytest.raises(UserError, match="2 real images are too few for --splits 3"):
+        with pytest.raises(UserError, match=r"2 real images are too few for --generative\.splits 3"):
             wanted = options(storage)
             generative(
                 str(storage / "gan"),
@@ -391,14 +393,24 @@ class TestFigures:
             )
 
 
-def test_options_on_the_command_line(storage: Path) -> None:
-    given = ["--extractor", "weights.pth", "--samples", "500", "--checkpoints", "2", "--data.limit", "7"]
+def test_options_on_the_command_line(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [
+        "--generative.extractor",
+        "weights.pth",
+        "--generative.samples",
+        "500",
+        "--generative.checkpoints",
+        "2",
+        "--data.limit",
+        "7",
+    ]
     found = parsed(Options, defaults(str(storage / "gan")), given, "test")
     assert found.generative == Generative("weights.pth", samples=500, checkpoints=2) and found.data.limit == 7
     for words, rule in (
-        (["--samples", "1"], "--samples is at least 2"),
-        (["--checkpoints", "0"], "--checkpoints is at least 1"),
-        (["--splits", "0"], "--splits is 1 to --samples 10000"),
+        (["--generative.samples", "1"], "generative.samples is at least 2"),
+        (["--generative.checkpoints", "0"], "generative.checkpoints is at least 1"),
+        (["--generative.splits", "0"], "generative.splits is 1 to generative.samples, 10000"),
     ):
-        with pytest.raises(UserError, match=rule):
+        with pytest.raises(SystemExit):
             parsed(Options, defaults(str(storage / "gan")), words, "test")
+        assert rule in told(capsys)
