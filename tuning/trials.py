@@ -31,9 +31,9 @@ DRIVER_CPUS = 0.05
 DATA_CPUS = 1.0
 """Left free of drivers and workers: the largest data task."""
 COLLAPSE_STD = 0.2
-"""Our choice, as the papers print collapse without saying how it is told. ResNet-20 on CIFAR-10: healthy runs have .33 to
-.5 from the first epoch on; SimSiam without stop-gradient falls from .43 to .18 in 76 steps and stays below .2, its linear
-figure at chance."""
+"""Our choice, as the papers print collapse without saying how it is told. ResNet-20 on CIFAR-10: healthy runs have
+.33 to .5 from the first epoch on; SimSiam without stop-gradient falls from .43 to .18 in 76 steps and stays below .2,
+its linear figure at chance."""
 
 
 def side_by_side(recipes: Sequence[Recipe], run: Run, resources: Mapping[str, float], most: int = 0) -> int:
