@@ -56,8 +56,11 @@ class Training:
     """Learning rates of the last step."""
 
     def __post_init__(self) -> None:
-        if missing := set(self.method.turns) - set(self.specs):
-            raise UserError(f"no optimizer is given for {', '.join(missing)}, of {', '.join(self.method.turns)}")
+        if not set(self.method.turns) <= set(self.specs):
+            raise UserError(
+                f"optimizers are given for {', '.join(self.specs)}; "
+                f"the method's turns are {', '.join(self.method.turns)}"
+            )
         self.optimizers = {
             turn: optim.build(spec, self.method.parameters_of(turn), self.batch_size)
             for turn, spec in self.specs.items()
