@@ -14,8 +14,9 @@ Where the released code differs, the thesis is the default:
 - the mask's loss has the weight 1 (`mask_weight`), and real images have none (`mask_on_real`);
 - the repair blocks play Eq. 3.4's minimax game (`adversary`), and nothing but it (`kept_weight`, `sum_losses`);
 - half of the corrupt images are of earlier steps (`history`), which the code lacks.
-Sums over images and over cells are means here, L_class that over real and corrupt ones together. The printed L_mask
-lacks its minus: it is the cross entropy.
+Not the thesis' but the code's: sums over images and over cells are means, L_class that over real and corrupt ones
+together, so that L_mask weighs less beside it than as printed (`mask_weight`). The printed L_mask lacks its minus: it
+is the cross entropy.
 Not in the thesis but in the code: the averaging kernel is 3 wide and, at the border, averages what there is; the
 repair blocks' leaky ReLU has the slope .2; the discriminator sees real and corrupt images as one batch, which its batch
 norm normalizes together; so it does in the repairer's turn.
@@ -35,11 +36,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.autoencoder import SHOWN, Autoencoder, conv, norm
+from methods.autoencoder import SHOWN, Autoencoder, conv, norm, reconstruction_error
 from methods.autoencoder import Config as AutoencoderConfig
 from methods.backbones import Backbone
 from methods.method import Batch, Clock, Facts, Method, Step
-from methods.parts import centred, draw, gather, normal, rank, still, to_uint8
+from methods.parts import centred, draw, evaluating, gather, normal, rank, still, to_uint8
 
 Fill = Literal["average", "noise"]
 Real = Literal["autoencoded", "input"]
@@ -63,8 +64,8 @@ class Config:
     real: Real = "autoencoded"
     """What the discriminator takes for real: images from the same decoder, or the input (Table 3.1 a)."""
     mask_weight: float = 1.0
-    """Of L_mask, the mean over the mask's cells; 0 is without the mask's prediction (Table 3.1 b). The thesis sums over
-    cells, which is a weight of M N; the code has .1."""
+    """Of L_mask, the mean over the mask's cells; 0 is without the mask's prediction (Table 3.1 b). The printed sums are
+    M N / 2 (18 at 96 pixels); the code has .1."""
     mask_on_real: bool = False
     """Real images have a mask of ones in L_mask, as in the code."""
     repair: Repair = "distributed"
@@ -414,29 +415,27 @@ class Artifacts(Method):
         return self.discriminate(images).logit
 
     @torch.no_grad()
-    def spotted(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
-        """Accuracies on any images, with running statistics and without history; moves no state."""
-        was = self.training
-        self.eval()
-        real, damaged, mask = self.examples(batch, clock)
-        said = self.discriminate(torch.cat([real, grey_levels(self.repaired(damaged, mask))]))
-        self.train(was)
-        return accuracies(said, mask)
+    def task(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
+        """Accuracies, without history; and the autoencoder's squared error."""
+        images = batch["image"]
+        with evaluating(self):
+            real, damaged, mask = self.examples(batch, clock)
+            said = self.discriminate(torch.cat([real, grey_levels(self.repaired(damaged, mask))]))
+            made = self.autoencoder.decode(self.autoencoder.encode(images))
+        return {**accuracies(said, mask), "autoencoder_mse": reconstruction_error(made, images)}
 
     @torch.no_grad()
     def pictures(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
         """Images, autoencoded, corrupt, their masks (white is kept), and corrupt without repair (Figure 3.3)."""
-        was = self.training
-        self.eval()
         batch = {name: batch[name][:SHOWN] for name in ("image", "index")}
-        images, (_, damaged, mask) = batch["image"], self.examples(batch, clock)
-        made = {
-            "autoencoded": self.autoencoder.decode(self.autoencoder.encode(images)),
-            "corrupt": self.repaired(damaged, mask),
-            "mask": F.interpolate(2 * mask - 1, images.shape[2:], mode="nearest").expand_as(images),
-            "unrepaired": self.autoencoder.decode(damaged),
-        }
-        self.train(was)
+        with evaluating(self):
+            images, (_, damaged, mask) = batch["image"], self.examples(batch, clock)
+            made = {
+                "autoencoded": self.autoencoder.decode(self.autoencoder.encode(images)),
+                "corrupt": self.repaired(damaged, mask),
+                "mask": F.interpolate(2 * mask - 1, images.shape[2:], mode="nearest").expand_as(images),
+                "unrepaired": self.autoencoder.decode(damaged),
+            }
         return {"original": images, **{name: to_uint8(each.float()) for name, each in made.items()}}
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from methods.backbones import Backbone
 from methods.method import Batch, Clock, Facts, Method, Step
-from methods.parts import centred, to_uint8
+from methods.parts import centred, evaluating, to_uint8
 
 SHOWN = 8  # images in a picture
 
@@ -43,7 +43,8 @@ class Config:
     slope: float = 0.1
     """Of the leaky ReLU, in [0, 1)."""
     weight: float = 1.0
-    """Of the loss, which is a mean over pixels where Eq. 3.3 sums: only a scale. The code has 30."""
+    """Of the loss, which is a mean over pixels where Eq. 3.3 sums. To Adam only a scale, but beside its L2 decay; the
+    code has 30."""
 
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or min(self.widths) < 1:
@@ -112,13 +113,15 @@ class Autoencoder(Method):
         return code
 
     @torch.no_grad()
+    def task(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
+        with evaluating(self):
+            return {"mse": reconstruction_error(self.decode(self.encode(batch["image"])), batch["image"])}
+
+    @torch.no_grad()
     def pictures(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
-        """Images, and what running statistics make of them."""
-        was, images = self.training, batch["image"][:SHOWN]
-        self.eval()
-        made = to_uint8(self.decode(self.encode(images)).float())
-        self.train(was)
-        return {"original": images, "reconstruction": made}
+        images = batch["image"][:SHOWN]
+        with evaluating(self):
+            return {"original": images, "reconstruction": to_uint8(self.decode(self.encode(images)).float())}
 
 
 def encoder(config: Config, channels: int) -> Backbone:

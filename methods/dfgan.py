@@ -11,27 +11,23 @@ View: `image`, uint8 of 32, 64 or 128 pixels; networks see and make [-1, 1]. `ba
 last map, averaged, are the features and, flattened, goes into D's logit. Real and generated images pass D one after the
 other, so each has its own batch statistics (7.2.3).
 
-Where the thesis and the released code differ, and the thesis' Table 7.1 fits the code alone:
-- Gamma is the mean of e^2 over pixels; Algorithm 1 sums them (`magnitude="sum"`);
-- clean and noisy terms are averaged; Algorithm 1 adds them (`terms="sum"`). Adam does not feel this factor of two, but
-  it halves lambda's part.
-Where they differ otherwise, the thesis is the default: the noise has a latent of its own; the code's shares G's
-(`noise_latent="shared"`).
-Only in the code: the noise is 2 * tanh. In neither, so chosen: no bias before a batch norm, no batch norm after D's
-first layer, G's first one by channel, `initialization`, the layers that `depth` adds, the 2048 channels at 128 pixels,
-each objective's form as in its own paper. The originals' own architectures
-(7.3.2) are not here: Table 7.2 serves all.
+Where the thesis and the released code differ, the thesis is the default, but for Gamma: the mean of e^2 over pixels, as
+the lambdas of Table 7.1 fit the code alone; Algorithm 1 sums them (`magnitude="sum"`). The code averages clean and
+noisy terms (`terms="mean"`), its noise is 2 * tanh (`noise_scale=2`) and of G's latent (`noise_latent="shared"`).
+In neither, so chosen: no bias before a batch norm, no batch norm after D's first layer, G's first one by channel, batch
+norm's momentum and epsilon (torch's), samples by its running statistics, `initialization`, the layers that `depth`
+adds, the 2048 channels at 128 pixels, each objective's form as in its own paper. The originals' own architectures
+(7.3.2) are not here: Table 7.2 serves all. `--batch-norm none` takes the normalization of `normalize_noisy` too.
 
 Legend: B this rank's share of the batch, C channels, M channels of D's last map, n rows that D sees (2B or B).
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +36,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from methods.backbones import Backbone
 from methods.method import Batch, Clock, Facts, Method, Step
-from methods.parts import centred, draw, normal, reverse_gradient, still, to_uint8
+from methods.parts import centred, draw, evaluating, normal, reverse_gradient, still, to_uint8
 
 Objective = Literal["minimax", "non_saturating", "least_squares", "hinge", "wgan_gp"]
 Noise = Literal["none", "gaussian", "generator"]
@@ -62,7 +58,8 @@ class Config:
     """Defaults: DFGAN of Table 7.1 g."""
 
     objective: Objective = "non_saturating"
-    """L_D and L_G (7.3.2): MMGAN, DCGAN, LSGAN, SVM-GAN, WGAN-GP."""
+    """L_D and L_G (7.3.2): MMGAN, DCGAN, LSGAN, SVM-GAN, WGAN-GP, which takes gradients of gradients: torch.compile
+    can't."""
     spectral_norm: bool = False
     """Every weight of D divided by its largest singular value: SNGAN (Miyato et al., 2018)."""
     noise: Noise = "generator"
@@ -74,8 +71,9 @@ class Config:
     mix: Mix = "doubled"
     """What D sees where there is noise: each image clean and noisy (Algorithm 1), every second one noisy (Table 7.1 i),
     or noisy images alone (Table 7.1 a-c)."""
-    terms: Reduction = "mean"
-    """Clean and noisy terms weigh 1/2 each (released code), or 1 each (Algorithm 1)."""
+    terms: Reduction = "sum"
+    """Clean and noisy terms weigh 1 each (Eq. 7.8, Algorithm 1), or 1/2 each (released code): half as much beside
+    lambda's."""
     normalize_noisy: bool | None = None
     """Noisy images enter D with mean 0 and variance 1 over the batch, a channel, real and generated ones apart (7.2.3).
     None: where D has no batch norm."""
@@ -87,8 +85,8 @@ class Config:
     """The noise network's input: a w of its own (7.2.1), or G's z (released code)."""
     noise_width: float = 1 / 8
     """The noise network's channels, as a share of G's (Table 7.2)."""
-    noise_scale: float = 2.0
-    """The noise network ends in noise_scale * tanh: 2 in the released code, not in the thesis."""
+    noise_scale: float = 1.0
+    """The noise network ends in noise_scale * tanh: 1, as Table 7.2 has it "follow" G; 2 in the released code."""
     discriminator_steps: int = 1
     """n_disc: steps of D to one of G (Table 7.4 e). Each has a new batch, so the run needs as many more epochs."""
     regularizer: Literal["none", "roth"] = "none"
@@ -110,7 +108,7 @@ class Config:
     width: float = 1.0
     """Factor of all channels of Table 7.2."""
     depth: Literal[1, 2] = 1
-    """2 doubles the layers of both networks (7.3.3): a 3x3 layer of stride 1 follows each, but for the last."""
+    """2 doubles the layers of D, G and the noise network (7.3.3): a 3x3 layer of stride 1 follows each but the last."""
     latent: int = 128
     """Width of z and of w."""
 
@@ -267,16 +265,6 @@ def roth_regularizer(discriminator: Discriminator, real: Tensor, fake: Tensor) -
 # -------------------------------------------------------------------------------------------- method
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    was = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was)
-
-
 class DFGAN(Method):
     turns = ("discriminator", "generator")
     owns_backbone = True
@@ -365,7 +353,7 @@ class DFGAN(Method):
 
     def discriminator(self, images: Tensor) -> Tensor:
         """Images in [-1, 1], with or without noise, (n, C, H, W) -> logits (n,)."""
-        trunk = self.backbone.network.get_submodule("trunk")
+        trunk: Any = self.backbone.network.trunk
         return self.logit(trunk(images).flatten(1)).float().squeeze(1)
 
     def output(self, logits: Tensor) -> Tensor:
@@ -433,7 +421,9 @@ class DFGAN(Method):
     def pictures(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
         """`samples` of the same latents at any time; `noise`, from -noise_scale in black to noise_scale in white, and
         the real images under it, `noisy`."""
-        index, images = batch["index"][:PICTURES], batch["image"][:PICTURES]
+        rows = min(PICTURES, len(batch["index"]))
+        rows -= rows % 2 if self.config.mix == "halves" else 0
+        index, images = batch["index"][:rows], batch["image"][:rows]
         pictures = {"samples": self.sample(torch.arange(PICTURES), clock.seed)}
         z = normal(clock.seed, clock.step, index, "pictures/z", self.config.latent)
         with evaluating(self.noise_generator):

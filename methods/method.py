@@ -85,8 +85,18 @@ class Method(nn.Module):
     def after_step(self, clock: Clock) -> None:
         """Called after the step's last turn. Teachers follow here."""
 
+    def pixels(self, view: int) -> int:
+        """Side of what the backbone sees of the first view, whose side is `view`: what evaluation shows it too."""
+        return view
+
+    def task(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
+        """How well it does its own task, with running statistics: figures of any shape, each a mean over the batch.
+        Moves no state."""
+        return {}
+
     def pictures(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
-        """What one would rather look at, of a batch's first samples: a name -> uint8 (N, C, H, W). Moves no state."""
+        """What one would rather look at, of a batch's first samples: a name -> uint8 (N, C, H, W). Moves no state, and
+        is called on rank 0 alone: with running statistics, as others would wait for ever."""
         return {}
 
     def sample(self, index: Tensor, seed: int) -> Tensor:
@@ -98,6 +108,6 @@ class Method(nn.Module):
         raise ValueError(f"{type(self).__name__} has no generator: choose a run of dfgan")
 
     def score(self, images: Tensor) -> Tensor:
-        """What Grad-CAM explains: uint8 (B, C, H, W) -> (B,), with its gradient. A method that classifies gives its own
-        decision on images as they are; the others the length of the features."""
+        """What Grad-CAM explains: uint8 (B, C, H, W), of `pixels` -> (B,), with its gradient. A method that tells
+        images as they are from changed ones gives that decision; the others the length of the features."""
         return self.backbone(images).norm(dim=1)

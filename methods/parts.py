@@ -95,6 +95,17 @@ def still(*networks: nn.Module) -> Iterator[None]:
             setattr(module, name, value)
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """In eval mode: with running statistics, of which none move and no rank waits for another."""
+    was = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was)
+
+
 def centred(images: Tensor) -> Tensor:
     """uint8 (B, C, H, W), or float from 0 to 255 -> float in [-1, 1]."""
     return images / 127.5 - 1.0

@@ -20,18 +20,21 @@ random with `warp_range` 1/16. Two readings:
 - |.|^2 in the border and the autoencoding term is the MEAN over elements, as in the code: with a sum, weights of 50
   would leave nothing of the adversarial terms. `reduction` sum is the printed formula.
 - "Pre-trained and frozen F" (Table 4.1 d, no feedback of D and C): `inpainter_epochs` train F and D first, without C's
-  term; then both stand still.
+  term; then both stand still, F with the statistics of each batch. C's learning rate is where the schedule of all
+  epochs is by then.
 In neither text, so chosen: the warp's side of the grid, order and padding; the erased and the whole patch of an image
-are the same one and pass through F in one batch, whose batch norm they share; initial weights are torch's.
+are the same one and pass through F in one batch, whose batch norm they share; what F makes is not rounded to whole grey
+levels; initial weights are torch's. As in the code, C has no dropout, which the thesis does not speak of and the
+original AlexNet has.
 
 Legend: B batch, C channels, V the view's side, S the crop's, P the patch's; N copies of each image, one a class.
 """
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +43,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from methods.backbones import Backbone
 from methods.method import Batch, Clock, Facts, Method, Step
-from methods.parts import centred, draw, mlp, normal, still, to_uint8
+from methods.parts import centred, draw, evaluating, mlp, normal, still, to_uint8
 from methods.warp import Padding, Warp, cut, paste, turned_cut
 
 Transformation = Literal["rotation", "warp", "inpainting"]
@@ -124,7 +127,13 @@ class Config:
             ("border", 0 < 2 * self.border < self.patch, "at least 1, and below half of method.patch"),
             ("inpainter_epochs", inpainting or not self.inpainter_epochs, "0 where nothing is inpainted"),
         ]
+        for each in fields(self):
+            if get_origin(each.type) is Literal:
+                known = get_args(each.type)
+                rules.append((each.name, getattr(self, each.name) in known, f"one of {', '.join(known)}"))
         if inpainting:
+            large = f"so small that it halves a patch of {self.patch} pixels {self.critic_layers - 1} times"
+            rules.append(("critic_layers", 2 ** (self.critic_layers - 1) <= self.patch, large))
             larger = f"at most method.crop, {self.crop}: give a smaller patch, or a larger crop and view"
             uneven = f"a multiple of {2**halvings}, as F halves it {halvings} times: see method.inpainter_layers"
             rules += [("patch", self.patch <= self.crop, larger), ("patch", self.patch % 2**halvings == 0, uneven)]
@@ -174,10 +183,6 @@ class Critic(nn.Module):
         self.linear = spectral_norm(nn.Linear(widths[-1], 1))
 
     def forward(self, patches: Tensor) -> Tensor:
-        if len(patches) % self.packing:
-            raise ValueError(
-                f"method.packing {self.packing} does not divide a worker's batch of {len(patches)}: change one"
-            )
         with torch.autocast(patches.device.type, enabled=False):
             packs = patches.float().reshape(-1, self.packing * patches.shape[1], *patches.shape[2:])
             return self.linear(self.features(packs).sum((2, 3)))[:, 0]
@@ -231,7 +236,7 @@ class Transformations(Method):
 
     def __init__(self, config: Config, backbone: Backbone, facts: Facts) -> None:
         super().__init__()
-        if "image" not in facts.views:
+        if facts.views.keys() != {"image"}:
             raise ValueError(f"transformations takes the view image, got {', '.join(facts.views)}")
         channels, side, _ = facts.views["image"][0]
         if side < config.crop:
@@ -259,9 +264,12 @@ class Transformations(Method):
             self.warp = Warp(side, config.warp_side, config.warp_order, config.warp_padding)
 
     def turns_at(self, clock: Clock) -> tuple[str, ...]:
-        if not self.config.inpainter_epochs:
+        first = self.config.inpainter_epochs
+        if not first:
             return self.turns
-        return ("critic", "inpainter") if clock.epoch < self.config.inpainter_epochs else ("model",)
+        if first * clock.steps_per_epoch >= clock.total_steps:
+            raise ValueError(f"method.inpainter_epochs {first} leave none to the classifier: give more --epochs")
+        return ("critic", "inpainter") if clock.epoch < first else ("model",)
 
     def parameters_of(self, turn: str) -> list[nn.Parameter]:
         if turn == "critic":
@@ -272,6 +280,8 @@ class Transformations(Method):
 
     def forward(self, batch: Batch, clock: Clock, turn: str) -> Step:
         images, index = batch["image"], batch["index"]
+        if self.inpaints and len(images) % self.config.packing:
+            raise ValueError(f"method.packing {self.config.packing} does not divide a worker's batch of {len(images)}")
         if turn == "critic":
             return self.judge(images, clock, index)
         if turn == "inpainter":
@@ -336,18 +346,22 @@ class Transformations(Method):
 
     def copies(self, images: Tensor, clock: Clock, index: Tensor, patches: Patches | None) -> tuple[Tensor, Tensor]:
         """`transformed`, of patches that F has made, whose gradients they pass on."""
-        c = self.config
-        plain = whole = images.float()
-        others = [self.warped(whole, clock, index)] if "warp" in c.transformations else []
+        views = images.float()
+        by_class = {"untransformed": views}
+        if "warp" in self.config.transformations:
+            by_class["warped"] = self.warped(views, clock, index)
         if patches is not None:
-            others.append(paste(whole, levels(patches.inpainted), patches.corner))  # Eq. 4.4
+            by_class["inpainted"] = paste(views, levels(patches.inpainted), patches.corner)  # Eq. 4.4
             if patches.autoencoded is not None:
-                pasted = paste(whole, levels(patches.autoencoded), patches.corner)
-                plain = torch.where(self.carries(clock, index)[:, None, None, None], pasted, whole)
-        plain, *others = self.cropped(torch.stack([plain, *others]), clock, index).unbind()
-        turned = [plain.rot90(k, (2, 3)) for k in (1, 2, 3)] if "rotation" in c.transformations else []
+                pasted = paste(views, levels(patches.autoencoded), patches.corner)
+                carries = self.carries_autoencoded(clock, index)[:, None, None, None]
+                by_class["untransformed"] = torch.where(carries, pasted, views)
+        crops = self.cropped(torch.stack([*by_class.values()]), clock, index)
+        by_class = dict(zip(by_class, crops.unbind(), strict=True))
+        for k, name in enumerate(CLASSES["rotation"] if "rotation" in self.config.transformations else (), start=1):
+            by_class[name] = by_class["untransformed"].rot90(k, (2, 3))
         labels = torch.arange(len(self.classes), device=images.device).repeat_interleave(len(images))
-        return torch.cat([plain, *turned, *others]), labels
+        return torch.cat([by_class[name] for name in self.classes]), labels
 
     def patches(self, images: Tensor, clock: Clock, index: Tensor) -> Patches:
         """A patch at a random place of each view, erased and filled by F (section 4.2.1)."""
@@ -362,7 +376,7 @@ class Transformations(Method):
         inpainted, autoencoded = self.inpainter(torch.cat([erased, original])).float().chunk(2)
         return Patches(corner, original, erased, inpainted, autoencoded)
 
-    def carries(self, clock: Clock, index: Tensor) -> Tensor:
+    def carries_autoencoded(self, clock: Clock, index: Tensor) -> Tensor:
         """bool (B,): whose untransformed and rotated copies carry an autoencoded patch, about half."""
         return draw(clock.seed, clock.step, index, "autoencoded", 1)[:, 0] < 0.5
 
@@ -373,10 +387,9 @@ class Transformations(Method):
     def warped(self, images: Tensor, clock: Clock, index: Tensor) -> Tensor:
         """Float (B, C, V, V) -> the same, each along its own spline (section 4.2.2)."""
         c, count = self.config, self.config.warp_side**2
-        shifts, points = (
-            draw(clock.seed, clock.step, index, name, 2 * count).unflatten(1, (count, 2)) for name in ("shift", "point")
-        )
-        return self.warp(images, c.warp_range * (2 * shifts - 1), points if c.warp_points == "random" else None)
+        shifts = c.warp_range * (2 * draw(clock.seed, clock.step, index, "shift", 2 * count) - 1)
+        points = draw(clock.seed, clock.step, index, "point", 2 * count) if c.warp_points == "random" else None
+        return self.warp(images, shifts.view(-1, count, 2), None if points is None else points.view(-1, count, 2))
 
     def cropped(self, images: Tensor, clock: Clock, index: Tensor) -> Tensor:
         """Float (n, B, C, V, V) -> (n, B, C, S, S): one place, and one small rotation, for all n copies of an image."""
@@ -388,26 +401,50 @@ class Transformations(Method):
         angle = torch.where(chosen < 0.5, torch.deg2rad(c.small_rotation * (2 * u - 1)), 0.0)
         return turned_cut(images.flatten(0, 1), corner, c.crop, angle, c.warp_padding).unflatten(0, (n, -1))
 
+    # ---------------------------------------------------------------------------- for evaluation
+
+    def pixels(self, view: int) -> int:
+        return self.config.crop
+
+    def score(self, images: Tensor) -> Tensor:
+        """The log-odds of being untransformed, of images of `crop` pixels."""
+        logits = self.classify(images)
+        return logits[:, 0] - logits[:, 1:].logsumexp(1)
+
     @torch.no_grad()
-    def confusion(self, batch: Batch, clock: Clock) -> Tensor:
-        """int64 (classes, classes), all networks in eval mode: how many of each class (rows) were said to be what."""
-        was = self.training
-        self.eval()
-        copies, labels = self.transformed(batch["image"], clock, batch["index"])
-        said = self.classify(copies).argmax(1)
-        self.train(was)
-        n = len(self.classes)
-        return torch.bincount(labels * n + said, minlength=n * n).view(n, n)
+    def task(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
+        """Accuracies, and `confusion` (N, N): which share of each class (rows) is said to be what.
+
+        `inpainted_original` and `inpainted_autoencoded` are shares that are said to be inpainted, of originals and of
+        the same with nothing but an autoencoded patch; `told_apart` is the accuracy of telling these two by it, of
+        which .5 says that the patch alone gives nothing away (section 4.2.4).
+        """
+        images, index, n = batch["image"], batch["index"], len(self.classes)
+        with evaluating(self):
+            patches = self.patches(images, clock, index) if self.inpaints else None
+            copies, _ = self.copies(images, clock, index, patches)
+            confusion = F.one_hot(self.classify(copies).argmax(1), n).float().view(n, -1, n).mean(1)
+            right = confusion.diagonal()
+            figures = {"accuracy": right.mean(), "confusion": confusion}
+            figures |= {f"accuracy.{name}": share for name, share in zip(self.classes, right.unbind(), strict=True)}
+            if patches is None or patches.autoencoded is None:
+                return figures
+            views = images.float()
+            pairs = torch.stack([views, paste(views, levels(patches.autoencoded), patches.corner)])
+            said = self.classify(self.cropped(pairs, clock, index).flatten(0, 1)).argmax(1).view(2, -1)
+        original, autoencoded = (said == self.classes.index("inpainted")).float().mean(1).unbind()
+        apart = {"inpainted_original": original, "inpainted_autoencoded": autoencoded}
+        return {**figures, **apart, "told_apart": (1 + autoencoded - original) / 2}
 
     @torch.no_grad()
     def pictures(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
         """Of up to 8 images: `transformed`, class by class; `patches`: original, erased, inpainted, autoencoded."""
         images, index = batch["image"][:8], batch["index"][:8]
-        pictures = {"transformed": to_uint8(centred(self.transformed(images, clock, index)[0]))}
-        if self.inpaints:
-            with still(self.inpainter):
+        with evaluating(self):
+            pictures = {"transformed": to_uint8(centred(self.transformed(images, clock, index)[0]))}
+            if self.inpaints:
                 _, *patches = self.patches(images, clock, index)
-            pictures["patches"] = torch.cat([to_uint8(patch) for patch in patches if patch is not None])
+                pictures["patches"] = torch.cat([to_uint8(patch) for patch in patches if patch is not None])
         return pictures
 
 

@@ -8,10 +8,11 @@ Data is opened, and features are extracted, where a protocol asks for them. A fr
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +35,7 @@ from methods.parts import set_batch_norm
 from pipelines import generate, transfer
 from pipelines.errors import UserError
 from pipelines.features import Features, central, extract
+from pipelines.feed import add_views
 from pipelines.pictures import (
     TSNE,
     GradCAM,
@@ -138,8 +140,13 @@ class Ready:
         it = self.subject
         return {"trained": it.backbone, **({"random_init": it.random} if it.random else {})}
 
-    def extracted(self, part: Part, networks: Mapping[str, nn.Module], *, raw: bool = True) -> Features:
-        """What each network maps the images of a part to, and raw pixels, on as many GPUs or CPUs as there are."""
+    def extracted(
+        self, part: Part, networks: Mapping[str, nn.Module], *, raw: bool = True, size: int | None = None
+    ) -> Features:
+        """What each network maps the images of a part to, and raw pixels, on as many GPUs or CPUs as there are.
+
+        `size`: pixels of the images' central part. None: what the networks see.
+        """
         import ray
 
         options, resources = self.options, ray.cluster_resources()
@@ -149,7 +156,7 @@ class Ready:
             options.data,
             networks,  # type: ignore[arg-type]
             limit=self.limit(part),
-            crop=self.size,
+            crop=size or self.size,
             what=getattr(options.data, part),
             resources=resources,
             device=device,
@@ -173,13 +180,19 @@ class Ready:
 
     def decoded(self, part: Part, index: Tensor) -> Tensor:
         """uint8 (n, C, S, S) of the rows at these dataset indices, in their order, as views see them."""
+        return torch.cat([image for _, image in self.read(part, index)])
+
+    def read(self, part: Part, index: Tensor, most: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Dataset indices int64 (n,) and images uint8 (n, C, S, S), in the order of `index`, broken ones left out; of
+        neighbours in a file up to `most` at once."""
         source = self.source(part)
         bounds = np.array([group.first for group in source.groups])
-        out = []
-        for row in index.tolist():
-            group = source.groups[int(np.searchsorted(bounds, row, side="right")) - 1]
-            out.append(load(source, group, np.array([row - group.first]), self.options.data.size).image)
-        return torch.from_numpy(np.concatenate(out))
+        numbers = np.searchsorted(bounds, index.numpy(), side="right") - 1
+        for start, end in pairwise([*np.flatnonzero(np.diff(numbers, prepend=-1)), len(numbers)]):
+            group = source.groups[numbers[start]]
+            for rows in index[start:end].split(most):
+                found = load(source, group, rows.numpy() - group.first, self.options.data.size)
+                yield torch.from_numpy(found.index), torch.from_numpy(found.image)
 
     @property
     def size(self) -> int:
@@ -246,6 +259,23 @@ def run_finetune(ready: Ready, of: str) -> Result:
     return transfer.finetune(ready, of), {}
 
 
+def run_task(ready: Ready, of: str) -> Result:
+    """The method's own task on test images in the run's views: errors, accuracies, what is taken for what."""
+    it, count = ready.subject, 0
+    if it.method is None or it.recipe is None or it.clock is None:
+        raise UserError("an exported backbone has no method whose task it could do: give a run")
+    figures: dict[str, Tensor] = {}
+    method = it.method.eval()
+    for index, images in ready.read("test", ready.wanted("test"), most=256):
+        batch = add_views({"image": images, "index": index}, it.recipe.views, ready.options.seed, 0)
+        for name, mean in method.task(batch, it.clock).items():
+            figures[name] = figures.get(name, 0) + len(index) * mean.double()
+        count += len(index)
+    if not figures:
+        raise UserError(f"{it.recipe.method_name} has no figures of its own task: choose other protocols")
+    return {"images": count, **{name: (total / count).tolist() for name, total in figures.items()}}, {}
+
+
 Protocol = Callable[[Ready, str], Result]
 ON_FEATURES: Mapping[str, Protocol] = {
     "knn": run_knn,
@@ -255,7 +285,12 @@ ON_FEATURES: Mapping[str, Protocol] = {
     "retrieval": run_retrieval,
 }
 TRAINED: Mapping[str, Protocol] = {"layerwise": run_layerwise, "finetune": run_finetune}
-ON_RUN: Mapping[str, Protocol] = {"filters": run_filters, "gradcam": run_gradcam, "pictures": run_pictures}
+ON_RUN: Mapping[str, Protocol] = {
+    "task": run_task,
+    "filters": run_filters,
+    "gradcam": run_gradcam,
+    "pictures": run_pictures,
+}
 """Neither features nor a cluster."""
 PROTOCOLS: Mapping[str, Protocol] = {**ON_FEATURES, **TRAINED, **ON_RUN}
 """And those of pipelines.generate, which stand on what a generator makes."""
@@ -321,7 +356,7 @@ def subject(target: str, options: Options) -> Subject:
     if trained.owns_backbone:
         initial = [*initial, recipe.method_name, dataclasses.asdict(recipe.method)]
     image = next(iter(facts.views.values()))[0]
-    size = min(image[-1], options.data.size)  # of a larger view the decoded image has not more
+    size = min(trained.pixels(image[-1]), options.data.size)  # of a larger view the decoded image has not more
     step, steps = state["step"], state["steps_per_epoch"]
     clock = Clock(step, steps * recipe.epochs, steps, step // steps, recipe.seed)
     return Subject(trained.backbone, random.backbone, folder, "", size, recipe, step, trained, clock, initial)
@@ -454,10 +489,21 @@ def measure(name: str, ready: Ready, figures: dict[str, Any], known: dict[str, A
     figures.setdefault("protocol", {})[name] = {**settings, "step": it.step}
 
 
+def print_task(figures: Mapping[str, Any]) -> None:
+    """The method's figures, and rows of those that are tables."""
+    for name, value in figures.items():
+        rows = value if isinstance(value, list) else [[value]]
+        for row in rows:
+            Console().print(f"{name:24}", *(f"{cell:8.4g}" for cell in row))
+
+
 def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -> None:
     table = Table("protocol", "figure", "this run", "random init", "raw pixels")
     for name in protocols:
         layers = [key for key in figures[name] if name == "layerwise" and key != "last"]
+        if name == "task":
+            print_task(figures[name])
+            continue
         shown = layers or [key for key in figures[name] if key.startswith(("top", "precision"))]
         for key in shown:
             cells = [figures, figures.get("random_init", {}), figures.get("raw_pixels", {})]

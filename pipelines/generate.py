@@ -1,14 +1,16 @@
 """What a run's generator makes: a grid of images, and their distance from real ones, `fid` and `inception_score`.
 
 Both figures are of 10,000 generated and 10,000 real images, mean and deviation over the last five checkpoints, as
-chapter 7 of S. Jenni's thesis has them. They depend on the network whose features and classes they are taken of, the
-extractor; so its name, with the hash of its weights, goes wherever a figure goes.
+chapter 7 of S. Jenni's thesis has them; but its five are of the last 10% of training, ours the last five that were
+kept. They depend on the network whose features and classes they are taken of, the extractor; so its name, with the
+hash of its weights, goes wherever a figure goes.
 
-Extractors:
+Extractors (`--generative.extractor`):
 - `inception`: Inception v3 with torchvision's weights IMAGENET1K_V1; images are resized to 299 px, bilinear with
   antialiasing. Features are the 2048 of the pooling layer, classes the 1000 of ImageNet. The papers' figures are of a
   TensorFlow graph with other weights, 1008 outputs, other pooling and resizing: these are near them, and not equal.
-- a file of such weights (.pth, .pt or .safetensors), for machines without network; the same weights have the same hash.
+- a file of such weights (.pth, .pt or .safetensors), for machines without network. The hash is of the tensors: the same
+  weights have the same in any kind of file, though torchvision's own file alone is named IMAGENET1K_V1.
 - a run of `supervised`: its backbone's features and its classifier. Figures of it compare runs with one another, and
   with nothing in print.
 """
@@ -18,35 +20,30 @@ import hashlib
 import io
 import json
 import math
-import pickle
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
-from torchvision import models
+from torch import Tensor
 from torchvision.utils import make_grid
 
 import pipelines.recipe as recipes
-from methods.backbones import Backbone
 from methods.method import Facts, Method
-from methods.metrics.fid import frechet_distance, inception_score, moments
+from methods.metrics.fid import factor, frechet_distance, inception_score, moments
 from pipelines.errors import UserError
+from pipelines.extractors import REMEDY, Extractor, fetched, inception
 from pipelines.features import extract, loaded
 from pipelines.feed import blocks_of, shuffled
 from pipelines.place import cluster
@@ -62,13 +59,6 @@ PROTOCOLS = {
 }
 PIECE = 100  # images generated at once
 TASK = 500  # images of a Ray task
-PART = 64  # images that an extractor takes at once: Inception's activations are megabytes an image
-WEIGHTS = models.Inception_V3_Weights.IMAGENET1K_V1
-WEIGHTS_HASH = WEIGHTS.url.rpartition("-")[2].removesuffix(".pth")  # torch's names end in the hash's first digits
-REMEDY = (
-    "give --generative.extractor FILE with torchvision's inception_v3 weights, or --generative.extractor RUN, a run of "
-    "supervised_cifar10 or another of the method supervised"
-)
 
 
 @dataclass(frozen=True)
@@ -96,7 +86,8 @@ class Generative:
     samples: int = 10_000
     """Generated images, and at most as many real ones, evenly spaced over the training data."""
     checkpoints: int = 5
-    """The last ones, of which mean and deviation are taken; fewer where fewer were kept (--run.keep)."""
+    """The last that were kept (--run.keep), of which mean and deviation are taken; fewer where there are fewer. The
+    thesis' are of the last 10% of training: --run.checkpoint-epochs puts more between ours."""
     splits: int = 10
     """Parts of the samples whose inception scores are averaged."""
 
@@ -112,7 +103,7 @@ class Generative:
 @dataclass(frozen=True)
 class Options:
     data: Data
-    """Default: the run's, with its limit."""
+    """Its training images are the real ones, seen at the generator's size."""
     generative: Generative = Generative()
     seed: int = 0
     """Of the generator's input."""
@@ -154,7 +145,7 @@ class Trained:
             try:
                 state = checkpoints.load(step)
             except (UserError, ValueError, OSError) as error:
-                console.print(f"[yellow]{error}; the one before is used[/]")
+                console.print(f"[yellow]{error}; it is left out[/]")
                 continue
             found += 1
             yield state
@@ -178,11 +169,6 @@ def opened(target: str) -> Trained:
         raise UserError(f"{target} is not a run: no recipe.json in it")
     recipe = recipes.from_json(folder.read("recipe.json").decode())
     return Trained(folder, recipe, facts_of(folder, recipe))
-
-
-def defaults(target: str) -> Options:
-    """Options with the data of the run at `target`."""
-    return Options(data=opened(target).recipe.data)
 
 
 # --------------------------------------------------------------------------------------------- a grid
@@ -221,38 +207,7 @@ def generate(target: str, options: GridOptions) -> Path:
     return path
 
 
-# ---------------------------------------------------------------------------------------- extractors
-
-
-class Extractor(nn.Module):
-    """uint8 (B, C, H, W) -> float32 (B, dim + K): features, then the probabilities of K classes.
-
-    In float32 whatever the autocast around it, since a distance of moments is taken.
-
-    Args:
-        backbone: images, resized to `size`, -> features.
-        classifier: features -> logits.
-        size: pixels.
-        name: for people.
-        sha256: of its weights' file.
-    """
-
-    def __init__(self, backbone: Backbone, classifier: nn.Module, *, size: int, name: str, sha256: str) -> None:
-        super().__init__()
-        self.backbone, self.classifier = backbone, classifier
-        self.size, self.sha256 = size, sha256
-        self.dim = backbone.dim
-        self.name = f"{name}, sha256 {sha256[:8]}"
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
-            return torch.cat([self._part(part.float()) for part in images.split(PART)])
-
-    def _part(self, images: Tensor) -> Tensor:
-        if images.shape[-1] != self.size:
-            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
-        features = self.backbone(images)
-        return torch.cat([features, self.classifier(features).softmax(1)], 1)
+# ------------------------------------------------------------------------------------------- figures
 
 
 def extractor_of(name: str) -> Extractor:
@@ -270,11 +225,8 @@ def extractor_of(name: str) -> Extractor:
         raise UserError(f"--generative.extractor {name} is neither inception, nor a file, nor a run: {REMEDY}")
     run = opened(name)
     if run.recipe.method_name != "supervised":
-        raise UserError(
-            f"--generative.extractor {name} is a run of {run.recipe.method_name}, without classifier: {REMEDY}"
-        )
+        raise UserError(f"--generative.extractor {name} is a run of {run.recipe.method_name}, not supervised: {REMEDY}")
     state = next(run.states(1))
-    manifest = json.loads((run.folder / "checkpoints").read(f"step-{state['step']:08d}.json"))
     method: Any = run.method(state["method"])
     if "features" not in method.classifiers:
         raise UserError(f"--generative.extractor {name} classifies layers, not the features: {REMEDY}")
@@ -283,66 +235,7 @@ def extractor_of(name: str) -> Extractor:
         method.classifiers["features"],
         size=run.size,
         name=f"supervised {run.recipe.backbone} of {Path(run.folder.path).name} at step {state['step']}",
-        sha256=manifest["sha256"],
     )
-
-
-def fetched() -> Path:
-    """torchvision's weights in the cache of torch.hub, fetched where they are not there yet."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS.url.rpartition("/")[2]
-    if not path.exists():
-        try:
-            with urlopen(Request(WEIGHTS.url, method="HEAD"), timeout=10):  # torch.hub itself would wait without end
-                path.parent.mkdir(parents=True, exist_ok=True)
-            console.print(f"fetching {WEIGHTS.url} to {path}")
-            torch.hub.download_url_to_file(WEIGHTS.url, str(path), hash_prefix=WEIGHTS_HASH)
-        except (OSError, HTTPException, RuntimeError) as error:
-            raise UserError(f"Inception's weights are not at {path}, nor to be fetched ({error}): {REMEDY}") from error
-    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(WEIGHTS_HASH):
-        raise UserError(f"{path} is broken, its SHA-256 does not begin with {WEIGHTS_HASH}: delete it, or {REMEDY}")
-    return path
-
-
-def inception(path: Path) -> Extractor:
-    """torchvision's Inception v3 with the weights of a file; those of its second classifier may be absent."""
-    content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    try:
-        if path.suffix == ".safetensors":
-            weights = safetensors_load(content)
-        else:
-            weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--generative.extractor {path} holds no weights ({reason}): {REMEDY}") from error
-    with torch.device("meta"):
-        network = models.inception_v3(weights=None, aux_logits=False, transform_input=True, init_weights=False)
-    shapes = {k: tuple(v.shape) for k, v in network.state_dict().items()}
-    weights = weights if isinstance(weights, dict) else {}
-    weights = {k: v for k, v in weights.items() if isinstance(v, Tensor) and not k.startswith("AuxLogits.")}
-    found = {k: tuple(v.shape) for k, v in weights.items()}
-    counters = {k for k in shapes if k.endswith("num_batches_tracked")}  # older files have none
-    differing = [k for k in {**shapes, **found} if found.get(k) != shapes.get(k) and k not in counters - found.keys()]
-    if differing:
-        has, wanted = (of.get(differing[0], "absent") for of in (found, shapes))
-        raise UserError(
-            f"--generative.extractor {path} does not fit torchvision's inception_v3 in {len(differing)} tensors; the "
-            f"first, {differing[0]}, is {has} there and {wanted} here: {REMEDY}"
-        )
-    network.load_state_dict(weights, assign=True)
-    network.float()
-    classifier, network.fc = network.fc, nn.Identity()
-    origin = "IMAGENET1K_V1" if sha256.startswith(WEIGHTS_HASH) else f"of {path.name}"
-    return Extractor(
-        Backbone(network, 2048, WEIGHTS.transforms().mean, WEIGHTS.transforms().std),
-        classifier,
-        size=299,
-        name=f"torchvision inception_v3 {origin}",
-        sha256=sha256,
-    )
-
-
-# ------------------------------------------------------------------------------------------- figures
 
 
 class Real(NamedTuple):
@@ -378,11 +271,14 @@ def generative(target: str, protocols: Sequence[str], options: Options) -> dict[
         UserError: an unknown protocol, a run without generator or checkpoint, an extractor that is not there or does
             not fit, too few real images, or features that are not finite.
     """
+    import ray
+
     for name in protocols:
         if name not in PROTOCOLS:
             raise UserError(f"no protocol {name}{recipes.nearest(name, PROTOCOLS)} (there are {', '.join(PROTOCOLS)})")
     run, chosen = opened(target), options.generative
-    newest = next(run.states(1))
+    states = run.states(chosen.checkpoints)
+    newest = next(states)
     size = run.sample(run.method(newest["method"]), torch.arange(1), options.seed).shape[-1]
     options = dataclasses.replace(options, data=dataclasses.replace(options.data, size=size))
     extractor = extractor_of(chosen.extractor)
@@ -391,12 +287,13 @@ def generative(target: str, protocols: Sequence[str], options: Options) -> dict[
         device = "cuda" if options.device != "cpu" and resources.get("GPU", 0) >= options.gpus else "cpu"
         place = Place(resources, device, options.gpus)
         real = real_moments(extractor, chosen, options.data, run.folder.parent, place)
-        for state in run.states(chosen.checkpoints):
+        root, reference = factor(real.covariance), ray.put({"extractor": extractor})
+        for state in chain([newest], states):
             step = state["step"]
-            out = embedded(run, state, extractor, chosen.samples, options.seed, place)
+            out = embedded(run, state, reference, chosen.samples, options.seed, place)
             features, probabilities = out[:, : extractor.dim], out[:, extractor.dim :]
             try:
-                each["fid"][step] = frechet_distance(*moments(features), real.mean, real.covariance)
+                each["fid"][step] = frechet_distance(*moments(features), real.mean, real.covariance, root)
                 each["inception_score"][step] = inception_score(probabilities, chosen.splits)[0]
             except ValueError as error:
                 raise UserError(f"generated images of step {step}: {error}") from error
@@ -404,7 +301,7 @@ def generative(target: str, protocols: Sequence[str], options: Options) -> dict[
 
 
 def real_moments(extractor: Extractor, chosen: Generative, data: Data, storage: Folder, place: Place) -> Real:
-    """Of the training images; computed once in a storage for each extractor, data and number of samples."""
+    """Of the training images; computed once in a storage for each extractor, data, number of samples and of splits."""
     source = open_source(data.train, data)
     settings = [extractor.sha256, extractor.size, chosen.samples, chosen.splits, source.rows]
     key = json.dumps([*settings, dataclasses.asdict(dataclasses.replace(data, test=None))])
@@ -426,7 +323,8 @@ def real_moments(extractor: Extractor, chosen: Generative, data: Data, storage: 
     ).of["extractor"]
     if len(features) < max(2, chosen.splits):
         raise UserError(
-            f"{len(features)} real images are too few for --generative.splits {chosen.splits}: give more, or fewer"
+            f"{len(features)} real images are too few: give at least {max(2, chosen.splits)}, or fewer "
+            "--generative.splits"
         )
     mixed = features[shuffled(0, 0, torch.arange(len(features)))]  # data may be sorted by class, and splits are not
     try:
@@ -471,10 +369,8 @@ def built(generator: Any, device: str) -> Method:
     return run.method(weights).to(device, memory_format=torch.channels_last)
 
 
-def embedded(
-    run: Trained, state: Mapping[str, Any], extractor: Extractor, samples: int, seed: int, place: Place
-) -> Tensor:
-    """Generates on the cluster -> (samples, dim + K), in the order of the images' indices."""
+def embedded(run: Trained, state: Mapping[str, Any], extractor: Any, samples: int, seed: int, place: Place) -> Tensor:
+    """Generates on the cluster -> (samples, dim + K), in the order of the images' indices. `extractor`: a reference."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -482,7 +378,7 @@ def embedded(
     context.raise_original_map_exception = True
     ranges = [{"first": first, "end": min(first + TASK, samples)} for first in range(0, samples, TASK)]
     cpus = max(int(place.resources.get("CPU", 1)), 1)
-    stage = Generate(ray.put((run, state["method"])), ray.put({"extractor": extractor}), seed, place.device)
+    stage = Generate(ray.put((run, state["method"])), extractor, seed, place.device)
     listed: Any = ray.data.from_items(ranges, override_num_blocks=len(ranges))
     dataset = listed.map_batches(
         stage, batch_size=1, num_cpus=min(1.0, cpus / 2), num_gpus=place.gpus if place.device == "cuda" else None
@@ -543,8 +439,8 @@ def merged(
     run.folder.write("evaluation.json", json.dumps(figures, indent=2).encode())
     if len(steps) < chosen.checkpoints:
         console.print(
-            f"[yellow]{len(steps)} checkpoints are there, of {chosen.checkpoints}: --run.keep keeps more, and "
-            "--run.checkpoint-steps writes more[/]"
+            f"[yellow]{len(steps)} good checkpoints are there, of {chosen.checkpoints}: pretrain with --run.keep "
+            f"{chosen.checkpoints}, and where epochs are fewer, --run.checkpoint-steps[/]"
         )
     Console().print(table)
     console.print(f"{run.folder.path}/evaluation.json")

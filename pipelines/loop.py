@@ -139,6 +139,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.places: dict[tuple[str, ...], slice | Tensor] = {}
         self.sums = self.counts = self.broken = torch.zeros(0)
         self.steps = 0
         self.seconds = time.perf_counter()
@@ -146,15 +147,17 @@ class Meter:
 
     def add(self, log: Mapping[str, Tensor], step: int) -> None:
         values = torch.stack([value.float() for value in log.values()])
-        if self.names != list(log):  # the first step, or turns that move now and then
-            names = self.names + [name for name in log if name not in self.names]
-            sums, counts, broken = (values.new_zeros(len(names)) for _ in range(3))
-            broken += math.inf
-            if self.names:
-                for new, old in ((sums, self.sums), (counts, self.counts), (broken, self.broken)):
-                    new[: len(self.names)] = old
-            self.names, self.sums, self.counts, self.broken = names, sums, counts, broken
-        places = slice(None) if len(log) == len(self.names) else [self.names.index(name) for name in log]
+        names = tuple(log)
+        if names not in self.places:  # the first step, or turns that move now and then
+            new = [name for name in names if name not in self.names]
+            self.names += new
+            zeros = values.new_zeros(len(new))
+            self.sums, self.counts = (torch.cat([old.to(zeros), zeros]) for old in (self.sums, self.counts))
+            self.broken = torch.cat([self.broken.to(zeros), zeros + math.inf])
+            index = [self.names.index(name) for name in names]
+            first = index == list(range(len(index)))  # of all names: then nothing goes to the device
+            self.places[names] = slice(len(index)) if first else torch.tensor(index, device=values.device)
+        places = self.places[names]
         self.sums[places] += values
         self.counts[places] += 1
         self.broken[places] = self.broken[places].minimum(torch.where(values.isfinite(), math.inf, float(step)))

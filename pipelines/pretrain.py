@@ -134,6 +134,7 @@ def check_build(recipe: Recipe, facts: Facts, folder: Folder) -> dict[str, Any] 
     try:
         method = set_batch_norm(recipe.build(facts), recipe.batch_norm)
         training = Training(method, method, recipe.optimizers, recipe.batch_size, recipe.epochs, 1, recipe.seed)
+        method.turns_at(training.clock())  # what the first step would refuse
     except ValueError as error:
         raise UserError(str(error)) from error
     state, broken = Checkpoints(folder / "checkpoints").newest()
@@ -215,7 +216,7 @@ def fit(
         )
         trainer = TorchTrainer(
             work,
-            train_loop_config={"task": task},
+            train_loop_config={"task": ray.put(task)},  # a reference: the controller need not import all of this
             scaling_config=ScalingConfig(
                 num_workers=run.workers,
                 use_gpu=place.device == "cuda",

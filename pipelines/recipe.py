@@ -71,7 +71,7 @@ class Recipe:
         return Facts(samples=samples, classes=classes, views=views)
 
     def build(self, facts: Facts) -> Method:
-        """The method with its backbone, its batch norm set, on the CPU, with weights drawn from the process's seed."""
+        """The method with its backbone and plain batch norm, on the CPU, with weights drawn from the process's seed."""
         method, own = load_method(self.method_name).METHOD, self.backbone == backbones.OWN
         if own != method.owns_backbone:
             has = "its own network: give --backbone own" if method.owns_backbone else "none of its own: give --backbone"

@@ -49,6 +49,8 @@ class Layerwise:
     Others: `STL10` (Table 4.2), `STL10_CONV5` (Table 4.1).
     """
 
+    size: int | None = None
+    """Pixels of the crops, and of the test images' central part. None: what the backbone was trained on."""
     layers: tuple[str, ...] = ()
     """Of the backbone (`alexnet`: conv1 to conv5). Empty: all that it names."""
     values: int | None = 9216
@@ -67,11 +69,11 @@ def steps_of_chapter_4(epochs: int) -> Optimizer:
     return dataclasses.replace(NESTEROV, lr=0.05, schedule="steps", gamma=0.2, milestones=milestones)
 
 
-STL10 = Layerwise(values=None, optimizer=steps_of_chapter_4(700), epochs=700)
+STL10 = Layerwise(size=64, values=None, optimizer=steps_of_chapter_4(700), epochs=700)
 """Table 4.2: 700 epochs on crops of 64 px, "without resizing the feature-maps". The code trains for 900, and pools by
 6, 4, 3, 3 and 2."""
-STL10_CONV5 = Layerwise(layers=("conv5",), values=None, optimizer=steps_of_chapter_4(500), epochs=500)
-"""Table 4.1: 500 epochs "on randomly cropped 96x96 images", so with a network that was trained at 96 px."""
+STL10_CONV5 = Layerwise(size=96, layers=("conv5",), values=None, optimizer=steps_of_chapter_4(500), epochs=500)
+"""Table 4.1: 500 epochs "on randomly cropped 96x96 images", of a network that was trained on crops of 64 px."""
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,16 @@ def recipe_of(ready: "Ready", config: supervised.Config, chosen: Layerwise | Fin
             "an exported backbone has no run to train in: choose other protocols, or give --linear.augment none"
         )
     if it.recipe.backbone == backbones.OWN:
-        raise UserError(f"the network of {it.recipe.method_name} is its own: give --linear.augment none, or knn")
+        other = "give --linear.augment none" if isinstance(chosen, Linear) else "choose knn or linear"
+        raise UserError(f"the network of {it.recipe.method_name} is its own and can't be trained here: {other}")
     if ready.classes is None:
         raise UserError("this protocol needs a label for each image: give --data.label")
-    view, area = View("image", ready.size, crop_scale=(0.08, 1.0)), (ready.size / options.data.size) ** 2
+    size = (chosen.size if isinstance(chosen, Layerwise) else None) or ready.size
+    if size > options.data.size:
+        raise UserError(f"layerwise.size {size} is more than the images have: give --data.size {size}, or less")
+    view, area = View("image", size, crop_scale=(0.08, 1.0)), (size / options.data.size) ** 2
     if chosen.augment == "crop":
-        view = View("image", ready.size, crop_scale=(area, area), crop_ratio=(1.0, 1.0))
+        view = View("image", size, crop_scale=(area, area), crop_ratio=(1.0, 1.0))
     return dataclasses.replace(
         it.recipe,
         method=config,
@@ -239,7 +245,7 @@ def trained(
         if state is None:
             raise UserError(f"{storage.path}/{name} has no good checkpoint: delete that folder to train again")
     network = Classifiers(built(ready, recipe, state["method"]))
-    found = ready.extracted("test", {"logits": network}, raw=False)
+    found = ready.extracted("test", {"logits": network}, raw=False, size=recipe.views["image"].size)
     if found.label.min() < 0:
         raise UserError("this protocol needs a label for each test image")
     names = list(network.method.classifiers)

@@ -67,6 +67,11 @@ def start_from(recipe: Recipe, method: Method) -> dict[str, Any]:
         raise UserError(
             f"--start-from {recipe.start_from}: that is a run of {before.method_name}, give one of {wanted}"
         )
+    if (before.batch_norm == "none") != (recipe.batch_norm == "none"):
+        raise UserError(
+            f"--start-from {recipe.start_from}: that run has --batch-norm {before.batch_norm}, and with "
+            f"{recipe.batch_norm} its weights mean something else: give the same"
+        )
     if wanted:
         weights = {f"{wanted}.{name}": value for name, value in weights.items()}
     prefix = f"{wanted or 'backbone'}."
@@ -76,10 +81,10 @@ def start_from(recipe: Recipe, method: Method) -> dict[str, Any]:
         whose = f"the backbone of that {before.method_name}, {before.backbone}, does not fit {recipe.backbone}"
         remedy = f"give --backbone {before.backbone}"
         if wanted:
-            whose, remedy = (
-                f"that {wanted} is another one than this recipe's",
-                f"give its options as --method.{wanted}.X",
-            )
+            whose = f"that {wanted} is another one than this recipe's"
+            remedy = f"give its options as --method.{wanted}.X"
+        elif method.owns_backbone:
+            remedy = f"give a run of {recipe.method_name}"
         raise UserError(f"--start-from {recipe.start_from}: {whose}: {remedy} (the first to differ is {min(missing)})")
     method.load_state_dict(taken, strict=False)
     manifest = json.loads(checkpoints.folder.read(f"step-{state['step']:08d}.json"))
@@ -98,7 +103,7 @@ def work(config: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    task: Task = config["task"]
+    task: Task = ray.get(config["task"])
     if ray.get(task.board.failure.remote()) is not None:
         return
     try:
@@ -134,10 +139,10 @@ def rank_loop(task: Task) -> None:
     method = recipe.build(task.facts)
     checkpoints = Checkpoints(task.folder / "checkpoints", run.keep)
     state, broken = checkpoints.newest()
-    if (recipe.start_from or method.starts_from) and state is None:
-        start_from(recipe, method)
     method = method.to(device).to(memory_format=torch.channels_last)
     method = set_batch_norm(method, recipe.batch_norm)
+    if (recipe.start_from or method.starts_from) and state is None:
+        start_from(recipe, method)
     if run.compile:
         for network in method.children():
             network.compile()
@@ -288,7 +293,7 @@ class Recorder:
         backbone = self.training.method.backbone
         was = backbone.training
         backbone.eval()
-        size = next(iter(self.task.facts.views.values()))[0][-1]  # what networks see, as in `evaluate`
+        size = self.training.method.pixels(next(iter(self.task.facts.views.values()))[0][-1])  # as in `evaluate`
         features, labels = {}, {}
         for part, blocks in (self.task.probe or {}).items():
             columns = gathered(blocks)

@@ -35,9 +35,7 @@ OTHERS: Mapping[tuple[str, Profile], float] = {
     ("artifacts_stl10", "paper"): 4.1,
     ("dfgan_cifar10", "small"): 146.4,
     ("dfgan_cifar10", "paper"): 22.0,
-    ("dfgan_stl10", "small"): 36.6,
     ("dfgan_stl10", "paper"): 3.9,
-    ("dfgan_celeba", "small"): 36.6,
     ("dfgan_celeba", "paper"): 3.9,
 }
 """Images/s of other methods' steps, by recipe and profile, on `MACHINE`: measured by `python -m pipelines bench recipe

@@ -47,7 +47,7 @@ class Grid:
     derive: Callable[..., Recipe]
     """(base, value of each axis) -> the cell's recipe. It sets the fields that vary and no other."""
     figures: Mapping[Cell, float | None]
-    """The paper's, in percent, in the table's order. Its keys are the table's cells; None: the paper prints none."""
+    """As the paper prints them, in the table's order. Its keys are the table's cells; None: the paper prints none."""
     linear: Linear = field(default_factory=Linear)
     """The protocol of the paper's figures, where they are of a linear classifier."""
     cited: Mapping[Cell, float] = field(default_factory=dict)

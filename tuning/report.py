@@ -2,12 +2,12 @@
 
 A sweep's folder: `sweep.json` (what was asked for), `trials/<cell>-seed<n>/` (each the folder of a run, with
 `outcome.json` when it has ended), and what is made here: `results.csv`, `results.md`, `results.png`, `tensorboard/`.
-Figures are percents throughout.
+Figures are percents, but for FID and inception score.
 """
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,10 +22,13 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from pipelines.errors import UserError
+from pipelines.generate import PROTOCOLS as GENERATIVE
 from pipelines.storage import Folder
 from tuning.grid import Cell, Grid, Label, Profile, find_grid, key, named
 
 Status = Literal["finished", "collapsed", "failed"]
+INCEPTION = "torchvision inception_v3 IMAGENET1K_V1"
+"""How the name of the extractor begins that is near the papers'."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Outcome:
     random_init: float | None = None
     """By the same protocol: the backbone before training."""
     raw_pixels: float | None = None
+    by: str = ""
+    """Of FID and inception score: the extractor, with its weights' hash."""
 
 
 def write_outcomes(trial: Folder, ended: list[Outcome]) -> None:
@@ -113,7 +118,7 @@ def outcomes(folder: Folder, sweep: Sweep) -> list[Outcome]:
 
 
 def trials_frame(grid: Grid, ended: list[Outcome]) -> pd.DataFrame:
-    """A row a trial: the axes, `seed`, `status`, `ours`, `paper`, the two baselines, `step`, `error`."""
+    """A row a trial: the axes, `seed`, `status`, `ours`, `paper`, the two baselines, `by`, `step`, `error`."""
     rows = [
         {
             **dict(zip(grid.axes, outcome.cell, strict=True)),
@@ -123,20 +128,22 @@ def trials_frame(grid: Grid, ended: list[Outcome]) -> pd.DataFrame:
             "paper": grid.figures[outcome.cell],
             "random_init": outcome.random_init,
             "raw_pixels": outcome.raw_pixels,
+            "by": outcome.by,
             "step": outcome.step,
             "error": outcome.error,
         }
         for outcome in ended
     ]
-    what = ("seed", "status", "ours", "paper", "random_init", "raw_pixels", "step", "error")
+    what = ("seed", "status", "ours", "paper", "random_init", "raw_pixels", "by", "step", "error")
     return pd.DataFrame(rows, columns=[*grid.axes, *what])
 
 
 def cells_frame(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> pd.DataFrame:
-    """A row a cell: the axes, `ours` (mean over seeds), `deviation`, `trials`, `mark`, `status`, `paper`, `cited`.
+    """A row a cell: the axes, `protocol`, `ours` (mean over seeds), `deviation`, `trials`, `mark`, `status`, `by`,
+    `paper`, `cited`.
 
     `deviation` is the sample standard deviation, of two trials at least; `mark` a star where a trial has collapsed;
-    `status` counts what did not finish.
+    `status` counts what did not finish; `by` is the extractor.
     """
     rows = []
     for cell in sweep.cells:
@@ -148,11 +155,13 @@ def cells_frame(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> pd.DataFrame:
         rows.append(
             {
                 **dict(zip(grid.axes, cell, strict=True)),
+                "protocol": grid.measured(cell)[0],
                 "ours": np.mean(figures) if figures else np.nan,
                 "deviation": np.std(figures, ddof=1) if len(figures) > 1 else np.nan,
                 "trials": len(figures),
                 "mark": "*" if counts["collapsed"] else "",
                 "status": ", ".join(marks),
+                "by": "; ".join(dict.fromkeys(outcome.by for outcome in mine if outcome.by)),
                 "paper": grid.figures[cell],
                 "cited": grid.cited.get(cell, np.nan),
             }
@@ -173,16 +182,46 @@ def shown(value: Any, decimals: int = 2) -> str:
     return "-" if value is None or pd.isna(value) else f"{value:.{decimals}f}"
 
 
+def measures(grid: Grid, cells: Iterable[Cell]) -> str:
+    """`fid, inception_score`, or `conv1, conv2 by layerwise`."""
+    found: dict[str, list[str]] = {}
+    for protocol, figure in dict.fromkeys(map(grid.measured, cells)):
+        found.setdefault(protocol, []).append(figure)
+    return ", ".join(p if figures == [p] else f"{', '.join(figures)} by {p}" for p, figures in found.items())
+
+
+def extractors(cells: pd.DataFrame) -> list[str]:
+    """Each once; where there are several, the table tells them by number."""
+    return [by for by in dict.fromkeys(cells["by"]) if by]
+
+
+def told_extractors(cells: pd.DataFrame) -> list[str]:
+    """The line on what FID and inception score stand on, if they are among the figures."""
+    by = extractors(cells)
+    if not by:
+        return []
+    near = "near the paper's, which are of another Inception and resizing, and not equal to them"
+    alone = "to be compared with others of the same extractor, and with nothing in print"
+    inception = all(name.startswith(INCEPTION) for name in by)
+    names = by if len(by) == 1 else [f"({n}) {name}" for n, name in enumerate(by, start=1)]
+    return [f"FID and inception score are by {'; '.join(names)}: {near if inception else alone}."]
+
+
 def columns(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table, as text: for the terminal and for `results.md`.
 
-    A difference is printed only where the profile is the paper's own setting, and no data but the paths was given.
+    A difference is printed only where the profile is the paper's own setting, and no data but the paths was given; of
+    FID and inception score only by Inception.
     """
+    judged = cells[cells["protocol"].isin(list(GENERATIVE)) & cells["ours"].notna()]
     own = sweep.profile == "paper" and sweep.data.keys() <= {"train", "test"}
+    own = own and all(by.startswith(INCEPTION) for by in judged["by"])
     head = [*grid.axes, "ours", "deviation", "paper" if own else f"paper ({grid.setting})"]
     head += ["difference"] if own else []
     head += ["cited by it"] if cells["cited"].notna().any() else []
     head += ["status"] if cells["status"].any() else []
+    by = extractors(cells)
+    head += ["extractor"] if len(by) > 1 else []
     rows = []
     for _, row in cells.iterrows():
         line = [named((row[axis],)) for axis in grid.axes]
@@ -190,6 +229,7 @@ def columns(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> tuple[list[str], l
         line += [shown(row["ours"] - row["paper"])] if own else []
         line += [shown(row["cited"])] if "cited by it" in head else []
         line += [row["status"]] if "status" in head else []
+        line += [f"({by.index(row['by']) + 1})" if row["by"] else "-"] if "extractor" in head else []
         rows.append(line)
     return head, rows
 
@@ -197,29 +237,27 @@ def columns(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> tuple[list[str], l
 def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
     cells = cells_frame(grid, sweep, ended)
     head, rows = columns(grid, sweep, cells)
-    rho = rank_correlation(cells)
-    protocol, figure = grid.metric
+    of_each = {name: shown(rank_correlation(cells[cells["protocol"] == name])) for name in cells["protocol"].unique()}
+    rho = ", ".join(f"{name} {value}" if len(of_each) > 1 else value for name, value in of_each.items())
     unit = ", in percent" if grid.percent else ""
-    fixed = (
-        " on features extracted once" if protocol == "linear" and grid.protocol(sweep.profile).augment == "none" else ""
-    )
+    once = "linear" in of_each and grid.protocol(sweep.profile).augment == "none"
+    fixed = " on features extracted once" if once else ""
+    what = f"{measures(grid, sweep.cells)}{fixed}{unit}"
     given = "".join(f", data.{name} {value}" for name, value in sweep.data.items())
     lines = [
         f"# {grid.paper}, {grid.table}: {grid.title}",
         "",
-        f"`{grid.name}`, profile `{sweep.profile}`, {sweep.seeds} seed(s){given}; {figure} by {protocol}{fixed}{unit}.",
+        f"`{grid.name}`, profile `{sweep.profile}`, {sweep.seeds} seed(s){given}; {what}.",
         "",
         *("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)),
         "",
-        f"Rank correlation (Spearman) of our column and the paper's: {shown(rho)}.",
+        f"Rank correlation (Spearman) of our column and the paper's: {rho}.",
     ]
-    baselines = {
-        name: {shown(value) for o in ended if (value := getattr(o, name)) is not None}
-        for name in ("random_init", "raw_pixels")
-    }
-    if all(baselines.values()):
-        random, raw = (" to ".join(dict.fromkeys((min(v), max(v)))) for v in baselines.values())
-        lines += ["", f"By the same protocol random initialization has {random}, raw pixels have {raw}."]
+    for line in told_extractors(cells):
+        lines += ["", line]
+    for name, title in (("random_init", "random initialization has"), ("raw_pixels", "raw pixels have")):
+        if found := baseline(grid, ended, name):
+            lines += ["", f"By the same protocol {title} {found}."]
     if grid.random_init:
         printed = ", ".join(f"{name} {value:g}".strip() for name, value in grid.random_init.items())
         lines += ["", f"For random initialization the paper prints {printed}."]
@@ -229,30 +267,44 @@ def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def baseline(grid: Grid, ended: list[Outcome], name: str) -> str:
+    """A field of the outcomes, least to most, by the axis `reads`, if any: `conv1 48.40, conv2 53.30 to 53.50`."""
+    found: dict[str, list[float]] = {}
+    for outcome in ended:
+        if (value := getattr(outcome, name)) is not None:
+            read = dict(zip(grid.axes, outcome.cell, strict=True)).get(grid.reads, "")
+            found.setdefault(named((read,)), []).append(value)
+    spans = {read: dict.fromkeys((shown(min(values)), shown(max(values)))) for read, values in found.items()}
+    return ", ".join(f"{read} {' to '.join(span)}".strip() for read, span in spans.items())
+
+
 # --------------------------------------------------------------------------------------------- picture
 
 
 def picture(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> Figure:
     """Ours above the paper's: a line over one axis, a heat map over the last two for each value of those before.
 
-    Each panel has its own scale: what is compared is the shape. A star marks cells of which a trial has collapsed.
+    Each panel has its own scale: what is compared is the shape. So an axis that names the protocol, FID or inception
+    score, has a panel for each. A star marks cells of which a trial has collapsed.
     """
-    names = list(grid.axes)
-    first = list(dict.fromkeys(tuple(row) for row in cells[names[:-2]].itertuples(index=False)))
+    apart = [axis for axis in grid.axes if f"{{{axis}}}" in grid.metric[0]]
+    rest = [axis for axis in grid.axes if axis not in apart]
+    split, names = apart + rest[:-2], rest[-2:]
+    first = list(dict.fromkeys(tuple(row) for row in cells[split].itertuples(index=False)))
     figure = Figure(figsize=(max(4.0 * len(first), 5.0), 6.4), dpi=120, layout="constrained")
     panels = figure.subplots(2, len(first), squeeze=False)
     sources = {"ours": f"ours, {sweep.profile}", "paper": grid.setting}
     for line, (column, title) in zip(panels, sources.items(), strict=True):
         for axis, values in zip(line, first, strict=True):
             mine = cells if column == "ours" else cells.assign(mark="")
-            for name, value in zip(names[:-2], values, strict=True):
+            for name, value in zip(split, values, strict=True):
                 mine = mine[mine[name] == value]
             if len(names) == 1:
                 _line(axis, mine, names[0], column)
             else:
-                _heat(axis, mine, names[-2], names[-1], column, grid.axes)
+                _heat(axis, mine, names[0], names[1], column, grid.axes)
             star = ", * collapsed" if mine["mark"].any() else ""
-            axis.set_title(f"{title}: {named(values)}{star}" if values else f"{title}{star}", fontsize=9)
+            axis.set_title(f"{title}\n{named(values)}{star}" if values else f"{title}{star}", fontsize=9)
     return figure
 
 

@@ -17,6 +17,8 @@ from rich.table import Table
 import pipelines.evaluate as evaluation
 from pipelines.board import console
 from pipelines.errors import UserError
+from pipelines.generate import PROTOCOLS as GENERATIVE
+from pipelines.generate import extractor_of
 from pipelines.place import cluster
 from pipelines.pretrain import has_collapsed, pretrain
 from pipelines.recipe import Recipe, Run
@@ -32,6 +34,7 @@ from tuning.report import (
     outcomes,
     read_sweep,
     report,
+    told_extractors,
     trial_name,
     write_outcomes,
 )
@@ -81,6 +84,15 @@ class Trial:
     first: Mapping[str, Recipe] = field(default_factory=dict)
     """What is trained before, by the run's folder: what it starts from, and what judges it."""
 
+    @property
+    def protocols(self) -> list[str]:
+        return list(dict.fromkeys(protocol for _, protocol, _ in self.figures))
+
+    @property
+    def extractor(self) -> str:
+        """Of FID and inception score; empty where neither is measured."""
+        return self.evaluation.generative.extractor if GENERATIVE.keys() & self.protocols else ""
+
 
 def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
     """Runs what is not yet run of a grid, then writes the reports. Returns the sweep's folder.
@@ -103,6 +115,7 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
     before = {trial_name(grid, it.cell, it.seed) for it in outcomes(folder, plan) if it.status != "failed"}
     left = {name: trial for name, trial in trials.items() if name not in before}
     check_data(left)
+    check_extractors(left)
     if left:
         with cluster(options.run.address) as resources:
             recipes = list({trial.recipe.to_json(): trial.recipe for trial in trials.values()}.values())
@@ -152,8 +165,9 @@ def asked(grid: Grid, options: Options, given: Mapping[str, Any]) -> Sweep:
     paths = {k: absolute(v) if k in ("train", "test") and v else v for k, v in given.items()}
     cells = grid.picked(options.cells) if options.cells else grid.cells(options.profile)
     datasets = {dict(zip(grid.axes, cell, strict=True)).get("dataset") for cell in cells}
+    several = len(datasets) > 1 and "{dataset}" in grid.bases[options.profile]  # else one stands in for all
     for name, path in paths.items():
-        if name in ("train", "test") and path and len(datasets) > 1 and "{dataset}" not in path:
+        if name in ("train", "test") and path and several and "{dataset}" not in path:
             raise UserError(
                 f"these cells span {', '.join(sorted(map(str, datasets)))}: write {{dataset}} in --data.{name}, "
                 "or pick the cells of one with --cells"
@@ -209,10 +223,13 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
 
     if grid.first:
         recipe = recipe.with_(start_from=before(grid.first(plan.profile, **values).with_(seed=seed)))
-    unlabelled = plan.labelled and open_source(recipe.data.train, recipe.data).classes is None
-    labelled = replace(recipe.data, train=filled(plan.labelled), limit=None) if unlabelled else recipe.data
+    figures = tuple((other, *grid.measured(other)) for other in grid.figures if grid.trial(other) == grid.trial(cell))
+    protocols = {protocol for _, protocol, _ in figures}
+    evaluated = recipe.data  # also where it has no labels: FID is the distance from these images
+    if plan.labelled and protocols - GENERATIVE.keys() and open_source(evaluated.train, evaluated).classes is None:
+        evaluated = replace(evaluated, train=filled(plan.labelled), limit=None)
     usual = evaluation.Options(
-        data=labelled,
+        data=evaluated,
         linear=grid.protocol(plan.profile),
         test_limit=1000 if plan.profile == "smoke" else None,
         workers=run.workers,
@@ -224,7 +241,8 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
     judge = grid.extractor(plan.profile)  # one for all seeds
     if extractor := plan.extractor or (before(judge) if judge else ""):
         chosen = replace(chosen, generative=replace(chosen.generative, extractor=extractor))
-    run = replace(run, keep=max(run.keep, chosen.generative.checkpoints))
+    if protocols & GENERATIVE.keys():
+        run = replace(run, keep=max(run.keep, chosen.generative.checkpoints))
     bound = run.collapse_std if grid.collapses else 0.0
     name = trial_name(grid, cell, seed)
     return Trial(
@@ -232,9 +250,7 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         seed=seed,
         recipe=recipe,
         run=replace(run, storage=(folder / "trials").uri, name=name, resume=True, collapse_std=bound),
-        figures=tuple(
-            (other, *grid.measured(other)) for other in grid.figures if grid.trial(other) == grid.trial(cell)
-        ),
+        figures=figures,
         percent=grid.percent,
         evaluation=chosen,
         first=first,
@@ -242,20 +258,35 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
 
 
 def check_data(trials: Mapping[str, Trial]) -> None:
-    """Raises UserError where a trial's data is not there, or can't be evaluated on."""
+    """Raises UserError where a trial's data is not there, or lacks the labels that its figures need."""
     checked = []
     for trial in trials.values():
-        data = trial.evaluation.data
-        if (trial.recipe.data, data) in checked:
+        data, own = trial.evaluation.data, trial.recipe.data
+        what = (own, data, trial.extractor, trial.protocols)
+        if what in checked:
             continue
-        if not data.train or not data.test:
-            raise UserError("a sweep pretrains and evaluates: give --data.train and --data.test")
-        open_source(trial.recipe.data.train, trial.recipe.data)
-        train = open_source(data.train, data)
-        check_classes(train, open_source(data.test, data))
-        if train.classes is None:
-            raise UserError(f"{data.train} has no labels to evaluate with: give --labelled")
-        checked.append((trial.recipe.data, data))
+        if set(trial.protocols) - GENERATIVE.keys():
+            if not data.train or not data.test:
+                raise UserError("a sweep pretrains and evaluates: give --data.train and --data.test")
+            train = open_source(data.train, data)
+            check_classes(train, open_source(data.test, data))
+            if train.classes is None:
+                raise UserError(f"{data.train} has no labels to evaluate with: give --labelled")
+        if open_source(own.train, own).classes is None and trial.extractor in trial.first:
+            raise UserError(
+                f"{own.train} has no labels for the classifier on which FID and inception score are to stand: give "
+                "--extractor inception, a file of its weights, or a run of supervised"
+            )
+        checked.append(what)
+
+
+def check_extractors(trials: Mapping[str, Trial]) -> None:
+    """Raises UserError where one that is not trained in this sweep is not there, or is none."""
+    for name in {trial.extractor for trial in trials.values() if trial.extractor not in trial.first} - {""}:
+        try:
+            extractor_of(name)
+        except UserError as error:
+            raise UserError(str(error).replace("--generative.extractor", "--extractor")) from error
 
 
 # ---------------------------------------------------------------------------------------------- trials
@@ -335,8 +366,7 @@ def outcomes_of(trial: Trial) -> list[Outcome]:
         step = json.loads(folder.read("collapsed.json"))["step"]
         chance = 100 / (open_source(data.train, data).classes or 1)
         return filled(trial, "collapsed", figure=chance, step=step)
-    protocols = list(dict.fromkeys(protocol for _, protocol, _ in trial.figures))
-    figures = evaluation.evaluate(folder.uri, protocols, trial.evaluation)
+    figures = evaluation.evaluate(folder.uri, trial.protocols, trial.evaluation)
 
     def read(figures: Mapping[str, Any], protocol: str, name: str) -> float | None:
         value = figures.get(protocol, {}).get(name)
@@ -351,6 +381,7 @@ def outcomes_of(trial: Trial) -> list[Outcome]:
             step_of(figures, protocol),
             random_init=read(figures.get("random_init", {}), protocol, name),
             raw_pixels=read(figures.get("raw_pixels", {}), protocol, name),
+            by=figures[protocol].get("extractor", ""),
         )
         for cell, protocol, name in trial.figures
     ]
@@ -363,8 +394,9 @@ def step_of(figures: Mapping[str, Any], protocol: str) -> int:
 
 
 def print_table(grid: Grid, plan: Sweep, ended: list[Outcome]) -> None:
-    head, rows = columns(grid, plan, cells_frame(grid, plan, ended))
+    cells = cells_frame(grid, plan, ended)
+    head, rows = columns(grid, plan, cells)
     table = Table(*head, title=f"{grid.paper}, {grid.table}: {grid.title}", title_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console().print(table, *told_extractors(cells), sep="\n")

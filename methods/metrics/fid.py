@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
+def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor, factor2: Tensor | None = None) -> float:
     """Squared Frechet distance of two Gaussians: |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2)), at least 0.
 
     With C = F F^T from the eigenvalues of C, the last trace is the sum of the singular values of F1^T F2, which is
@@ -22,6 +22,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     Args:
         mean1, mean2: (D,).
         cov1, cov2: (D, D), symmetric, no eigenvalue below 0.
+        factor2: `factor(cov2)`, where many are compared with one.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, or a matrix that is no covariance.
@@ -32,13 +33,13 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
         raise ValueError(f"means (D,) and covariances (D, D) of one D are compared, got {shapes}")
     if not all(x.isfinite().all() for x in (m1, c1, m2, c2)):
         raise ValueError("the means or covariances hold values that are not finite")
-    overlap = torch.linalg.svdvals(_factor(c1).T @ _factor(c2)).sum()
+    overlap = torch.linalg.svdvals(factor(c1).T @ (factor(c2) if factor2 is None else factor2)).sum()
     distance = (m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * overlap
     return max(distance.item(), 0.0)  # of equal Gaussians rounding may leave less
 
 
-def _factor(covariance: Tensor) -> Tensor:
-    """F (D, rank) with F F^T = covariance (D, D)."""
+def factor(covariance: Tensor) -> Tensor:
+    """F (D, rank) with F F^T = covariance (D, D), of float64."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     floor = len(values) * torch.finfo(torch.float64).eps * values.abs().max()
     if values.min() < -1e6 * floor:
@@ -51,14 +52,17 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D) -> mean (D,) and covariance (D, D) in float64, the latter divided by N - 1 as in the authors' code.
 
     Raises:
-        ValueError: not of two dimensions, or fewer than 2 samples.
+        ValueError: not of two dimensions, fewer than 2 samples, or values that are not finite.
     """
     if features.dim() != 2 or len(features) < 2:
         raise ValueError(f"features are (N, D) of at least 2 samples, got {tuple(features.shape)}")
     x = features.detach().double()
     mean = x.mean(0)
     centred = x - mean
-    return mean, centred.T @ centred / (len(x) - 1)
+    covariance = centred.T @ centred / (len(x) - 1)
+    if not covariance.isfinite().all():
+        raise ValueError("features hold values that are not finite")
+    return mean, covariance
 
 
 def fid(features_a: Tensor, features_b: Tensor) -> float:

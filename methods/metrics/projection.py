@@ -1,11 +1,13 @@
 """t-SNE (van der Maaten & Hinton, 2008) of features, and a picture of it."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def tsne(features: Tensor, *, perplexity: float = 30.0, seed: int = 0) -> Tensor:
@@ -27,8 +29,11 @@ def scatter_figure(
     labels: Tensor | None = None,
     class_names: Sequence[str] | None = None,
     title: str = "",
-) -> Figure:
+) -> "Figure":
     """Points (N, 2), coloured by label int64 (N,) where there is one; up to 20 classes are named in a legend."""
+    from matplotlib import colormaps  # here: it takes a second to import
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 5.2), dpi=120, layout="constrained")
     axis = figure.subplots()
     x, y = points.cpu().T.numpy()

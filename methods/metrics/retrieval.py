@@ -4,12 +4,14 @@ Legend: Q queries, N gallery, D features, K neighbours.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _CELLS = 2**24  # similarities held at once, whatever the sizes
 
@@ -70,7 +72,7 @@ def retrieval_figure(
     query_labels: Tensor | None = None,
     neighbour_labels: Tensor | None = None,
     class_names: Sequence[str] | None = None,
-) -> Figure:
+) -> "Figure":
     """A row a query: the query, then its neighbours, each with its cosine below it.
 
     Where both labels are known, a neighbour's frame is green for the query's class and red for another.
@@ -83,6 +85,9 @@ def retrieval_figure(
         neighbour_labels: int64 (Q, K).
         class_names: names by label, written above the images.
     """
+    from matplotlib.figure import Figure  # here: training never draws, and it takes a second to import
+    from matplotlib.patches import Rectangle
+
     q, k = similarity.shape
     images = torch.cat([query_images[:, None], neighbour_images], 1).permute(0, 1, 3, 4, 2).cpu().numpy()
     height, width = images.shape[2] / max(images.shape[2:4]), images.shape[3] / max(images.shape[2:4])  # inches

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
 from torch import Tensor, nn
 
 
@@ -76,6 +75,8 @@ def overlaid(images: Tensor, heat: Tensor, share: float = 0.5) -> Tensor:
     Returns:
         uint8 (B, 3, H, W).
     """
+    from matplotlib import colormaps  # here: it takes a second to import
+
     height = heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)  # in [0, 1]
     colours = torch.from_numpy(colormaps["jet"](height.cpu().numpy())[..., :3]).float().permute(0, 3, 1, 2)
     mixed = (1 - share) * images.cpu().float() + share * 255.0 * colours

@@ -5,18 +5,14 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from methods import artifacts, autoencoder, backbones
 from methods.artifacts import (
@@ -33,7 +29,7 @@ from methods.artifacts import (
 from methods.autoencoder import Autoencoder, reconstruction_error
 from methods.backbones import Backbone
 from methods.method import Clock, Facts, Method, Step
-from methods.parts import centred, draw, set_batch_norm, to_uint8
+from methods.parts import centred, draw, to_uint8
 
 BATCH, SIZE = 8, 16
 SMALL = autoencoder.Config(widths=(4, 6, 8))  # 16 pixels -> a code of 8 x 4 x 4
@@ -655,12 +651,12 @@ def test_it_learns_to_spot() -> None:
         batch = {**batch_at(step % 2), "index": torch.arange(BATCH) + BATCH * step}
         for turn in method.turns:
             trainer.turn(turn, batch, clock_at(step))
-    found = method.spotted(batch_at(0), clock_at(99))
+    found = method.task(batch_at(0), clock_at(99))
     assert found["accuracy_real"] >= 0.75 and found["accuracy_corrupt"] >= 0.75, found
     assert found["accuracy_mask"] > 0.8, found
 
 
-@pytest.mark.parametrize("call", ["spotted", "pictures"])
+@pytest.mark.parametrize("call", ["task", "pictures"])
 def test_looking_moves_no_state(call: str) -> None:
     method = build()
     Trainer(method).step(0)
@@ -673,7 +669,9 @@ def test_looking_moves_no_state(call: str) -> None:
         mask = method.mask(batch_at(1)["index"], clock_at(1))
         assert torch.equal(out["mask"][:, :1, ::4, ::4], 255 * mask.byte())
     else:
-        assert {"accuracy_real", "accuracy_corrupt", "accuracy_mask"} == out.keys()
+        assert {"accuracy_real", "accuracy_corrupt", "accuracy_mask", "autoencoder_mse"} == out.keys()
+        alone = method.autoencoder.task(batch_at(1), clock_at(1))
+        assert torch.equal(out["autoencoder_mse"], alone["mse"])
 
 
 def test_pictures_of_the_autoencoder() -> None:
@@ -742,58 +740,3 @@ def test_the_chapters_discriminator_predicts_the_mask_cell_by_cell() -> None:
     verdict, maps = wide.discriminate(batch_at(0)["image"]), wide.backbone.maps(batch_at(0)["image"])
     assert wide.mask_head is not None and verdict.cells is not None
     torch.testing.assert_close(verdict.cells, F.avg_pool2d(wide.mask_head(maps["conv2"]), 2))
-
-
-# ------------------------------------------------------------------------------------------ workers
-
-SHARED: list[dict[str, Any]] = [
-    {},
-    {"adversary": "flipped", "kept_weight": 30.0, "sum_losses": True, "mask_on_real": True, "dropout": 0.5},
-    {"fill": "noise", "real": "input", "repair": "local", "history": 3, "drop_rate": 0.7},
-]
-
-
-def outcome(options: dict[str, Any], rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
-    """Gradients of each turn, parameters and buffers over three steps, on this rank's share of the same batches.
-
-    In float64: the history's bytes are then equal however the sums are split.
-    """
-    method = set_batch_norm(build(varied(**options)), "none").double()
-    if ranks > 1:
-        model: nn.Module = DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=True)
-    else:
-        model = method
-    trainer = Trainer(method, model)
-    share = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
-    out: dict[str, Tensor] = {}
-    for step in range(3):
-        batch = {name: column[share] for name, column in batch_at(step).items()}
-        for turn in method.turns:
-            trainer.turn(turn, batch, clock_at(step))
-            for name, p in method.named_parameters():
-                if p.requires_grad and p.grad is not None:
-                    out[f"gradient of {name} in {turn} at {step}"] = p.grad.clone()
-        out |= {f"{name} after {step}": value for name, value in copied(method).items()}
-    return out
-
-
-def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save([outcome(options, rank, 2) for options in SHARED], folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.ray
-def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
-    mp.spawn(work, args=(tmp_path,), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for options, first, second in zip(SHARED, *ranks, strict=True):
-        alone = outcome(options)
-        assert first.keys() == second.keys() == alone.keys()
-        assert any(name.startswith("gradient of repairs") for name in alone)
-        for name, value in alone.items():
-            assert torch.equal(first[name], second[name]), f"{options}: the ranks differ in {name}"
-            torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-5, msg=f"{options}: {name}")
-            if name.startswith("history"):
-                assert torch.equal(first[name], value), f"{options}: {name}"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from methods.metrics.fid import fid, frechet_distance, inception_score, moments
+from methods.metrics.fid import factor, fid, frechet_distance, inception_score, moments
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -79,6 +79,7 @@ def test_equals_scipys_square_root_of_the_product(seed: int, dim: int) -> None:
     found = frechet_distance(m1, c1, m2, c2)
     assert found == pytest.approx(expected, rel=1e-7, abs=1e-7)
     assert found == pytest.approx(frechet_distance(m2, c2, m1, c1), rel=1e-9, abs=1e-9)
+    assert found == frechet_distance(m1, c1, m2, c2, factor(c2))
     assert frechet_distance(m1, c1, m1, c1) < 1e-12 * dim * c1.trace().item()
 
 

@@ -4,22 +4,18 @@ import itertools
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from methods import backbones
 from methods.backbones import Backbone
 from methods.method import Clock, Facts, Step
-from methods.parts import centred, set_batch_norm
+from methods.parts import centred
 from methods.transformations import (
     Config,
     Critic,
@@ -200,7 +196,7 @@ def test_half_of_the_untransformed_carry_a_patch_and_turn_with_it() -> None:
         copies, _ = method.transformed(images, clock_at(step), index)
         plain = copies[:2000]
         carry.append((plain != images).flatten(1).any(1))
-        assert torch.equal(carry[-1], method.carries(clock_at(step), index))
+        assert torch.equal(carry[-1], method.carries_autoencoded(clock_at(step), index))
         assert abs(int(carry[-1].sum()) - 1000) < 5 * math.sqrt(500)
         for k in (1, 2, 3):
             assert torch.equal(copies[2000 * k : 2000 * (k + 1)], plain.rot90(k, (2, 3)))
@@ -397,8 +393,12 @@ def test_the_critic_sees_patches_alone() -> None:
 def test_a_frozen_inpainter() -> None:
     """Table 4.1 d: F and D for the first epochs, without the classifier; then the classifier alone."""
     method = build(inpainter_epochs=2)
-    turns = [method.turns_at(clock_at(4 * epoch, epoch)) for epoch in range(4)]
-    assert turns == [("critic", "inpainter")] * 2 + [("model",)] * 2
+    clocks = [Clock(4 * epoch, 16, 4, epoch, 3) for epoch in range(4)]
+    assert [method.turns_at(clock) for clock in clocks] == [("critic", "inpainter")] * 2 + [("model",)] * 2
+    with pytest.raises(
+        ValueError, match=r"method\.inpainter_epochs 2 leave none to the classifier: give more --epochs"
+    ):
+        method.turns_at(Clock(0, 8, 4, 0, 3))
     out = method(batch_at(), clock_at(), "inpainter")
     assert "classifier" not in out.log
     out.loss.backward()
@@ -463,7 +463,7 @@ def test_no_draw_from_the_process(turn: str) -> None:
     before = torch.get_rng_state()
     method(batch_at(), clock_at(), turn).loss.backward()
     method.pictures(batch_at(), clock_at())
-    method.confusion(batch_at(), clock_at())
+    method.task(batch_at(), clock_at())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -482,7 +482,7 @@ def test_bf16_autocast(turn: str, points: Any) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_pictures_and_confusion_move_no_state(training: bool) -> None:
+def test_pictures_and_task_move_no_state(training: bool) -> None:
     method = build().train(training)
     before = copied(method.state_dict())
     pictures = method.pictures(batch_at(), clock_at())
@@ -490,15 +490,51 @@ def test_pictures_and_confusion_move_no_state(training: bool) -> None:
     assert shapes == {"transformed": (torch.uint8, (48, 3, 12, 12)), "patches": (torch.uint8, (32, 3, 8, 8))}
     original, erased, _, _ = pictures["patches"].split(8)
     assert torch.equal(original[:, :, :2], erased[:, :, :2]) and not torch.equal(original, erased)
-    counts = method.confusion(batch_at(), clock_at())
+    found = method.task(batch_at(), clock_at())
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
     assert all(module.training == training for module in method.modules())
     method.eval()
     copies, labels = method.transformed(*arguments())
-    expected = torch.zeros(6, 6, dtype=torch.int64)
+    expected = torch.zeros(6, 6)
     for label, said in zip(labels.tolist(), method.classify(copies).argmax(1).tolist(), strict=True):
-        expected[label, said] += 1
-    assert torch.equal(counts, expected) and counts.sum(1).tolist() == [BATCH] * 6
+        expected[label, said] += 1 / BATCH
+    torch.testing.assert_close(found["confusion"], expected)
+    torch.testing.assert_close(found["accuracy"], expected.diagonal().mean())
+    assert found["accuracy.warped"] == found["confusion"][4, 4]
+
+
+def told_apart(method: Transformations, said: Any) -> dict[str, float]:
+    """`task` where images with these properties (B,) are said to be inpainted, and all others untransformed."""
+
+    def classify(images: Tensor) -> Tensor:
+        inpainted = said(images).float()[:, None]
+        return torch.cat([1 - inpainted, torch.zeros(len(images), 4), inpainted], dim=1)
+
+    method.classify = classify  # type: ignore[method-assign]
+    found = method.task(batch_at(), clock_at())
+    return {name: found[name].item() for name in ("inpainted_original", "inpainted_autoencoded", "told_apart")}
+
+
+def test_whether_an_autoencoded_patch_alone_gives_it_away() -> None:
+    """Fractions of grey levels are where the patch is: a classifier that looks for them tells all, one that says the
+    same of all tells none."""
+    method = build().eval()
+    assert told_apart(method, lambda images: (images != images.round()).flatten(1).any(1)) == {
+        "inpainted_original": 0.0,
+        "inpainted_autoencoded": 1.0,
+        "told_apart": 1.0,
+    }
+    assert told_apart(method, lambda images: torch.ones(len(images)))["told_apart"] == 0.5
+    without = build(autoencoded_patches=False).task(batch_at(), clock_at())
+    assert "told_apart" not in without and without["confusion"].shape == (6, 6)
+
+
+def test_score_is_the_log_odds_of_being_untransformed() -> None:
+    method = build().eval()
+    crops = batch_at()["image"][:, :, :12, :12]
+    p = method.classify(crops).softmax(1)[:, 0]
+    torch.testing.assert_close(method.score(crops), (p / (1 - p)).log(), atol=1e-5, rtol=1e-5)
+    assert method.pixels(80) == 12
 
 
 def test_pictures_of_few_images_and_of_rotation_alone() -> None:
@@ -579,7 +615,7 @@ def test_packing_judges_neighbours_together() -> None:
     method = build(packing=2)
     assert method(batch_at(), clock_at(), "critic").loss.isfinite()
     with pytest.raises(ValueError, match=r"method\.packing 2 does not divide a worker's batch of 7"):
-        method(batch_at(count=7), clock_at(), "inpainter")
+        method(batch_at(count=7), clock_at(), "critic")
 
 
 # -------------------------------------------------------------------------------------------- options
@@ -600,6 +636,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"noise": -0.1}, r"method\.noise is 0 or more"),
     ({"border_weight": -1.0}, r"method\.border_weight is 0 or more"),
     ({"inpainter_layers": 0}, r"method\.inpainter_layers is at least 1"),
+    ({"critic_layers": 7}, r"method\.critic_layers is so small that it halves a patch of 48 pixels 6 times"),
+    ({"reduction": "max"}, r"method\.reduction is one of mean, sum"),
+    ({"warp_points": "spiral"}, r"method\.warp_points is one of grid, random"),
+    ({"warp_padding": "zeros"}, r"method\.warp_padding is one of"),
     ({"head": (0,)}, r"method\.head"),
     ({"transformations": ("warp",), "inpainter_epochs": 1}, r"method\.inpainter_epochs is 0 where nothing is"),
 ]
@@ -620,47 +660,3 @@ def test_views_must_fit() -> None:
         build(side=10)
     with pytest.raises(ValueError, match=r"^transformations takes the view image, got left"):
         Transformations(Config(), build().backbone, Facts(10, None, {"left": ((3, 80, 80), 0)}))
-
-
-# -------------------------------------------------------------------------------------------- workers
-
-OPTIONS: list[dict[str, Any]] = [{}, {"packing": 2, "small_rotation": 5.0, "warp_points": "random"}]
-
-
-def outcome(options: dict[str, Any], rank: int = 0, ranks: int = 1) -> dict[str, Tensor]:
-    """Loss and gradients of each turn, then parameters and buffers, after a step on this rank's share of the batch."""
-    method = set_batch_norm(build(**options), "none")
-    share = slice(rank * BATCH // ranks, (rank + 1) * BATCH // ranks)
-    model = (
-        DistributedDataParallel(method, broadcast_buffers=False, find_unused_parameters=True) if ranks > 1 else method
-    )
-    out: dict[str, Tensor] = {}
-    for turn, parameters in {turn: method.parameters_of(turn) for turn in method.turns}.items():
-        for p in method.parameters():
-            p.requires_grad_(any(p is q for q in parameters))
-        optimizer = torch.optim.SGD(parameters, lr=0.1)
-        optimizer.zero_grad()
-        model({name: column[share] for name, column in batch_at().items()}, clock_at(), turn).loss.backward()
-        out |= {f"{turn}'s {name}": p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
-        optimizer.step()
-        optimizer.zero_grad()
-    return out | copied(method.state_dict())
-
-
-def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save([outcome(options, rank, 2) for options in OPTIONS], folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.ray
-def test_two_workers_do_what_one_does(tmp_path: Path) -> None:
-    mp.spawn(work, args=(tmp_path,), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for options, first, second in zip(OPTIONS, *ranks, strict=True):
-        alone = outcome(options)
-        assert first.keys() == second.keys() == alone.keys()
-        for name, value in alone.items():
-            assert torch.equal(first[name], second[name]), f"{options}: {name}: the ranks differ"
-            torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-5, msg=f"{options}: {name}")

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from methods import sce
+import pipelines.recipe as recipes
+from methods import sce, transformations
 from methods.optim import Optimizer
-from methods.views import strong, weak
+from methods.views import View, strong, weak
 from pipelines import transfer
 from pipelines.errors import UserError
 from pipelines.evaluate import Options, Ready, Subject, defaults, evaluate, subject
@@ -172,6 +173,10 @@ def test_fine_tuning_from_a_rescaled_start(run: Path) -> None:
 def test_crops_are_cut_out_of_the_larger_image(run: Path) -> None:
     data = replace(options(run).data, size=24)
     ready = Ready(subject(str(run), options(run, data=data)), options(run, data=data))
+    other = transfer.recipe_of(ready, transfer.supervised.Config(), Layerwise(size=20)).views["image"]
+    assert other.size == 20 and other.crop_scale == ((20 / 24) ** 2,) * 2
+    with pytest.raises(UserError, match=r"layerwise.size 25 is more than the images have: give --data.size 25"):
+        transfer.recipe_of(ready, transfer.supervised.Config(), Layerwise(size=25))
     recipe = transfer.recipe_of(ready, transfer.supervised.Config(), Layerwise())
     view = recipe.views["image"]
     images = torch.randint(256, (20, 3, 24, 24), dtype=torch.uint8)
@@ -183,6 +188,25 @@ def test_crops_are_cut_out_of_the_larger_image(run: Path) -> None:
             same = (cuts == (found.flip(2) if mirrored else found)[:, None, None]).all(dim=(0, 3, 4))
             places |= {(*place, mirrored) for place in same.nonzero().tolist()}
     assert len(places) >= 15  # each image is one of its 81 cuts, mirrored or not
+
+
+def test_networks_see_what_they_were_trained_on(run: Path, tmp_path: Path) -> None:
+    """Of views of 16 pixels a method that crops 12 of them."""
+    recipe = replace(
+        recipes.from_json((run / "recipe.json").read_text()),
+        method=transformations.Config(transformations=("rotation",), crop=12, head=()),
+        views={"image": View("image", 16)},
+        batch_norm="global",
+    )
+    folder = open_folder(str(tmp_path))
+    folder.write("recipe.json", recipe.to_json().encode())
+    state = {"method": recipe.build(recipe.facts(1, None)).state_dict(), "step": 4, "steps_per_epoch": 4}
+    Checkpoints(folder / "checkpoints").save(4, state)
+    it = subject(str(tmp_path), options(tmp_path))
+    assert it.size == 12
+    found = evaluate(str(tmp_path), ["task"], options(tmp_path, test_limit=20))["task"]
+    assert found["images"] == 20 and len(found["confusion"]) == 4
+    assert found["accuracy"] == pytest.approx(np.trace(found["confusion"]) / 4, abs=1e-6)
 
 
 def test_an_exported_backbone_cannot_be_trained(run: Path) -> None:
@@ -234,6 +258,23 @@ def test_pictures_need_neither_features_nor_a_cluster(run: Path, monkeypatch: py
     above = drawn(run / "gradcam.png")[2:18, 2:20]
     image = Ready(subject(str(run), chosen), chosen).images("test", torch.tensor([0]))[0]
     assert np.array_equal(above[:, :16], image.permute(1, 2, 0).numpy())
+
+
+def test_a_task_is_averaged_over_all_test_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of batches of other sizes, as 80 images in row groups of 50; each image once, in the run's views."""
+    batches: list[torch.Tensor] = []
+
+    def task(method: Any, batch: dict[str, torch.Tensor], clock: Any) -> dict[str, torch.Tensor]:
+        batches.append(batch["index"])
+        assert not method.training and batch["online"].shape == (len(batch["index"]), 3, 16, 16)
+        return {"index": batch["index"].float().mean(), "pair": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
+
+    with pytest.raises(UserError, match="sce has no figures of its own task"):
+        evaluate(str(run), ["task"], options(run))
+    monkeypatch.setattr(sce.SCE, "task", task)
+    figures = evaluate(str(run), ["task"], options(run))
+    assert figures["task"] == {"images": 80, "index": 39.5, "pair": [[1.0, 2.0], [3.0, 4.0]]}
+    assert torch.equal(torch.cat(batches), torch.arange(80)) and len(batches) == 2
 
 
 def test_filters_need_no_data(run: Path) -> None:

@@ -19,9 +19,11 @@ from torchvision.transforms.v2 import functional as transforms
 
 import pipelines.generate as module
 from methods import dfgan
-from methods.metrics.fid import fid, inception_score
+from methods.metrics import fid as metrics
+from methods.metrics.fid import fid, inception_score, moments
 from methods.optim import Optimizer
 from methods.views import View
+from pipelines import evaluate, extractors
 from pipelines.__main__ import main
 from pipelines.command_line import parsed
 from pipelines.errors import UserError
@@ -30,7 +32,7 @@ from pipelines.generate import (
     Generative,
     GridOptions,
     Options,
-    defaults,
+    Real,
     extractor_of,
     generate,
     generative,
@@ -173,9 +175,8 @@ def test_a_run_of_supervised_as_extractor(storage: Path) -> None:
     """Features of the backbone, softmax of the classifier; of any number of images, resized where they are larger."""
     extractor = extractor_of(str(storage / "classifier"))
     it = module.opened(str(storage / "classifier"))
-    content = (storage / "classifier/checkpoints/step-00000010.pt").read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    assert extractor.name == f"supervised resnet20 of classifier at step 10, sha256 {sha256[:8]}"
+    sha256 = extractors.digest(extractor.state_dict())
+    assert extractor.name == f"supervised resnet20 of classifier at step 10, weights' sha256 {sha256[:8]}"
     assert extractor.sha256 == sha256
     method: Any = it.method(Checkpoints(it.folder / "checkpoints").load(10)["method"])
     images = torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -190,6 +191,23 @@ def test_a_run_of_supervised_as_extractor(storage: Path) -> None:
         with torch.autocast("cpu", torch.bfloat16):  # 8 bits are not enough for a distance of moments
             assert torch.equal(extractor(images), whole)
             assert not torch.equal(method.backbone(images), features)
+
+
+def test_a_hash_is_of_what_the_weights_compute() -> None:
+    """Names in any order, without the counters; another value, name, shape or dtype is another hash."""
+    one = {"b": torch.ones(2, 2), "a": torch.zeros(())}
+    content = b"a torch.float32 ()\n" + bytes(4) + b"b torch.float32 (2, 2)\n" + np.ones(4, "<f4").tobytes()
+    assert extractors.digest(one) == hashlib.sha256(content).hexdigest()
+    assert extractors.digest({"a": one["a"], "bn.num_batches_tracked": torch.tensor(7), "b": one["b"]}) == (
+        extractors.digest(one)
+    )
+    others: list[dict[str, Tensor]] = [
+        {**one, "a": torch.ones(())},
+        {**one, "b": torch.ones(4)},
+        {**one, "b": torch.ones(2, 2).int()},
+        {"b": one["b"], "c": one["a"]},
+    ]
+    assert len({extractors.digest(weights) for weights in [one, *others]}) == 5
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +226,8 @@ def test_inception_of_a_file_is_torchvisions(weights: Path, monkeypatch: pytest.
     pooled: list[Tensor] = []
     network.avgpool.register_forward_hook(lambda _, __, output: pooled.append(output.flatten(1)))
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     extractor = extractor_of(str(weights)).eval()
-    assert extractor.name == f"torchvision inception_v3 of inception.pth, sha256 {sha256[:8]}"
+    assert extractor.name == f"torchvision inception_v3 of inception.pth, weights' sha256 {extractor.sha256[:8]}"
     with torch.no_grad():
         found = extractor(images)
         whole = transforms.resize(images.float() / 255, [299, 299], antialias=True)
@@ -218,15 +235,20 @@ def test_inception_of_a_file_is_torchvisions(weights: Path, monkeypatch: pytest.
     assert found.shape == (1, 3048) and extractor.dim == 2048
     torch.testing.assert_close(found[:, :2048], pooled[0], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(found[:, 2048:], logits.softmax(1), atol=1e-5, rtol=1e-3)
-    monkeypatch.setattr(module, "WEIGHTS_HASH", sha256[:8])  # the content decides, not where it comes from
-    assert extractor_of(str(weights)).name == f"torchvision inception_v3 IMAGENET1K_V1, sha256 {sha256[:8]}"
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    monkeypatch.setattr(extractors, "WEIGHTS_HASH", sha256[:8])  # the content decides, not where it comes from
+    official = f"torchvision inception_v3 IMAGENET1K_V1, weights' sha256 {extractor.sha256[:8]}"
+    assert extractor_of(str(weights)).name == official
 
 
 def test_inception_without_its_second_classifier_and_counters(weights: Path, tmp_path: Path) -> None:
     state = torch.load(weights, weights_only=True)
     kept = {k: v for k, v in state.items() if "AuxLogits" not in k and not k.endswith("num_batches_tracked")}
+    save_file(kept, tmp_path / "same.safetensors")
     save_file({name: value.half() for name, value in kept.items()}, tmp_path / "some.safetensors")
     network: Any = extractor_of(str(tmp_path / "some.safetensors"))
+    same, whole = extractor_of(str(tmp_path / "same.safetensors")), extractor_of(str(weights))
+    assert same.sha256 == whole.sha256 != network.sha256  # of the same weights in another file, and of rounded ones
     assert all(value.is_cpu and value.dtype in (torch.float32, torch.int64) for value in network.state_dict().values())
     torch.testing.assert_close(network.classifier.weight.data, state["fc.weight"], atol=1e-3, rtol=1e-3)
     found, wanted = network.backbone.network.Mixed_7c.branch_pool.conv.weight, state["Mixed_7c.branch_pool.conv.weight"]
@@ -256,7 +278,7 @@ def test_files_that_are_no_inception(tmp_path: Path, storage: Path) -> None:
             extractor_of(str(tmp_path / name))
     with pytest.raises(UserError, match=r"neither inception, nor a file, nor a run: give --generative\.extractor FILE"):
         extractor_of("incepton")
-    with pytest.raises(UserError, match=r"a run of simsiam, without classifier: .* supervised_cifar10"):
+    with pytest.raises(UserError, match=r"a run of simsiam, not supervised: .* supervised_cifar10"):
         extractor_of(str(storage / "simsiam"))
 
 
@@ -268,7 +290,7 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Monk
         asked.append(timeout)
         raise URLError("no route to host")
 
-    monkeypatch.setattr(module, "urlopen", unreachable)
+    monkeypatch.setattr(extractors, "urlopen", unreachable)
     remedy = (
         r"no route to host.*give --generative.extractor FILE .* or --generative.extractor RUN, a run of supervised_"
     )
@@ -285,17 +307,17 @@ def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.Monk
 def test_weights_are_fetched_once_into_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, downloads = b"weights", list[str]()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "WEIGHTS_HASH", hashlib.sha256(content).hexdigest()[:8])
-    monkeypatch.setattr(module, "urlopen", lambda request, timeout: nullcontext())
+    monkeypatch.setattr(extractors, "WEIGHTS_HASH", hashlib.sha256(content).hexdigest()[:8])
+    monkeypatch.setattr(extractors, "urlopen", lambda request, timeout: nullcontext())
 
     def download(url: str, to: str, hash_prefix: str) -> None:
-        assert hash_prefix == module.WEIGHTS_HASH
+        assert hash_prefix == extractors.WEIGHTS_HASH
         downloads.append(url)
         Path(to).write_bytes(content)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    paths = {module.fetched() for _ in range(2)}
-    assert downloads == [module.WEIGHTS.url]
+    paths = {extractors.fetched() for _ in range(2)}
+    assert downloads == [extractors.WEIGHTS.url]
     assert paths == {tmp_path / "hub/checkpoints/inception_v3_google-0cc3c7bd.pth"}
 
 
@@ -304,7 +326,11 @@ def test_weights_are_fetched_once_into_torchs_cache(tmp_path: Path, monkeypatch:
 
 def options(storage: Path, **fields: Any) -> Options:
     chosen = Generative(extractor=str(storage / "classifier"), samples=60, splits=3)
-    return dataclasses.replace(defaults(str(storage / "gan")), generative=dataclasses.replace(chosen, **fields))
+    return Options(run_data(storage), dataclasses.replace(chosen, **fields))
+
+
+def run_data(storage: Path) -> Data:
+    return module.opened(str(storage / "gan")).recipe.data
 
 
 def real_images(data: Data, count: int) -> Tensor:
@@ -315,6 +341,41 @@ def real_images(data: Data, count: int) -> Tensor:
         for group in source.groups
     ]
     return torch.from_numpy(np.concatenate([part.image for part in parts]))
+
+
+def test_checkpoints_share_the_extractor_and_the_real_factor(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cluster: the extractor is put once, and of 1 + 3 covariances each is decomposed once."""
+    draws = torch.Generator().manual_seed(0)
+    wanted = options(storage)
+    real = torch.randn(60, 68, generator=draws)
+    fakes = {step: torch.randn(60, 68, generator=draws) for step in (30, 20, 10)}
+    fakes = {step: torch.cat([x[:, :64], x[:, 64:].softmax(1)], 1) for step, x in fakes.items()}
+    put, decomposed, seen = list[Any](), list[Tensor](), list[tuple[int, Any]]()
+
+    def reference(value: Any) -> str:
+        put.append(value)
+        return "reference"
+
+    def embedded(run: Any, state: Any, extractor: Any, *_: Any) -> Tensor:
+        seen.append((state["step"], extractor))
+        return fakes[state["step"]]
+
+    def factor(covariance: Tensor) -> Tensor:
+        decomposed.append(covariance)
+        return original(covariance)
+
+    original = metrics.factor
+    known = Real(*moments(real[:, :64]), torch.tensor(1.5), torch.tensor(60))
+    monkeypatch.setattr("ray.put", reference)
+    monkeypatch.setattr(module, "cluster", lambda address: nullcontext({}))
+    monkeypatch.setattr(module, "real_moments", lambda *_: known)
+    monkeypatch.setattr(module, "embedded", embedded)
+    for where in (module, metrics):
+        monkeypatch.setattr(where, "factor", factor)
+    figures = generative(str(storage / "gan"), ["fid"], wanted)
+    assert seen == [(30, "reference"), (20, "reference"), (10, "reference")]
+    assert len(put) == 1 and len(decomposed) == 4
+    assert figures["fid"]["each"] == [fid(fakes[step][:, :64], real[:, :64]) for step in (10, 20, 30)]
 
 
 class TestFigures:
@@ -330,7 +391,7 @@ class TestFigures:
         figures = generative(str(run), ["fid", "inception_score"], options(storage))
         extractor = extractor_of(str(storage / "classifier"))
         with torch.no_grad():
-            real = extractor(real_images(defaults(str(run)).data, 60))
+            real = extractor(real_images(run_data(storage), 60))
             fakes = [extractor(sampled(run, step, 60)) for step in (10, 20, 30)]
         distances = [fid(fake[:, :64], real[:, :64]) for fake in fakes]
         scores = [inception_score(fake[:, 64:], 3)[0] for fake in fakes]
@@ -349,7 +410,7 @@ class TestFigures:
         assert json.loads((run / "evaluation.json").read_text()) == figures
         shown = capsys.readouterr()
         assert extractor.sha256[:8] in shown.out.replace("\n", "") and f"{figures['fid']['fid']:.3f}" in shown.out
-        assert "3 checkpoints are there, of 5" in shown.err
+        assert "3 good checkpoints are there, of 5: pretrain with --run.keep 5" in " ".join(shown.err.split())
 
     def test_real_images_are_read_once_in_a_storage(self, storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         wanted = options(storage, samples=40, checkpoints=1)
@@ -384,7 +445,7 @@ class TestFigures:
             attempt("simsiam")
         with pytest.raises(UserError, match="neither inception, nor a file, nor a run"):
             attempt(extractor="nothing")
-        with pytest.raises(UserError, match=r"2 real images are too few for --generative\.splits 3"):
+        with pytest.raises(UserError, match=r"2 real images are too few: give at least 3, or fewer --generative"):
             wanted = options(storage)
             generative(
                 str(storage / "gan"),
@@ -404,7 +465,7 @@ def test_options_on_the_command_line(storage: Path, capsys: pytest.CaptureFixtur
         "--data.limit",
         "7",
     ]
-    found = parsed(Options, defaults(str(storage / "gan")), given, "test")
+    found = parsed(evaluate.Options, evaluate.defaults(str(storage / "gan")), given, "test")
     assert found.generative == Generative("weights.pth", samples=500, checkpoints=2) and found.data.limit == 7
     for words, rule in (
         (["--generative.samples", "1"], "generative.samples is at least 2"),
@@ -412,5 +473,5 @@ def test_options_on_the_command_line(storage: Path, capsys: pytest.CaptureFixtur
         (["--generative.splits", "0"], "generative.splits is 1 to generative.samples, 10000"),
     ):
         with pytest.raises(SystemExit):
-            parsed(Options, defaults(str(storage / "gan")), words, "test")
+            parsed(evaluate.Options, evaluate.defaults(str(storage / "gan")), words, "test")
         assert rule in told(capsys)

@@ -136,6 +136,27 @@ def test_meter_means_over_steps_of_turns_that_move_now_and_then() -> None:
     assert values["a"] == 3.0 and values["b"] == 5.0
 
 
+def test_meter_of_names_in_other_orders() -> None:
+    """Means by name, and for each set of names one index, made once."""
+    meter = Meter()
+    logs = [{"a": 1.0, "b": 5.0}, {"b": 7.0}, {"b": 9.0, "a": 3.0}, {"b": 11.0}, {"c": 2.0, "b": 8.0}]
+    made = []
+    for step, log in enumerate(logs):
+        meter.add({name: torch.tensor(value) for name, value in log.items()}, step)
+        made.append(meter.places[tuple(log)])
+    assert made[0] == slice(2) and made[1] is made[3]
+    values = meter.read(8)
+    assert (values["a"], values["b"], values["c"]) == (2.0, 8.0, 2.0)
+
+
+def test_meter_tells_the_step_and_the_name_of_what_is_now_and_then() -> None:
+    meter = Meter()
+    for step, log in enumerate([{"a": 1.0, "b": 1.0}, {"b": 1.0}, {"b": math.nan}, {"b": math.inf, "a": 1.0}]):
+        meter.add({name: torch.tensor(value) for name, value in log.items()}, step)
+    with pytest.raises(NotFinite, match="b is not finite at step 2"):
+        meter.read(8)
+
+
 def test_before_epoch_gets_the_features_of_the_training_set() -> None:
     it = training(epochs=1)
     got: list[tuple[Tensor, Tensor]] = []

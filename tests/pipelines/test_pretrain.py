@@ -4,6 +4,8 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import pytest
 import torch
 from conftest import write_images
 
-from methods import sce
+from methods import artifacts, autoencoder, sce
+from methods.method import Facts
 from methods.optim import Optimizer
-from methods.views import strong, weak
+from methods.views import View, strong, weak
 from pipelines.errors import UserError
 from pipelines.pretrain import pretrain
 from pipelines.recipe import Recipe, Run
@@ -34,6 +37,27 @@ def recipe(images: tuple[Path, Path], **fields: Any) -> Recipe:
         epochs=4,
         batch_size=32,
     ).with_(**fields)
+
+
+def spotting(images: tuple[Path, Path], storage: Path, **fields: Any) -> Recipe:
+    """Artifacts: two optimizers, and a history that 40 steps do not fill; from an autoencoder's run."""
+    small = autoencoder.Config(widths=(4, 8))
+    optimizer = Optimizer("adam", lr=1e-3, scaling="none", betas=(0.5, 0.999), weight_decay=0.0)
+    base = recipe(images).with_(backbone="own", batch_norm="global")
+    base = replace(base, method=small, views={"image": View("image", 16)}, optimizers={"model": optimizer})
+    folder = open_folder(str(storage / "autoencoder"))
+    if not folder.exists("recipe.json"):
+        folder.write("recipe.json", base.to_json().encode())
+        weights = base.build(base.facts(330, 4)).state_dict()
+        Checkpoints(folder / "checkpoints").save(10, {"method": weights, "step": 10})
+    whole = replace(
+        base,
+        method=artifacts.Config(autoencoder=small, hidden=16, history=900),
+        backbone="resnet20",
+        optimizers={"model": optimizer, "repairer": optimizer},
+        start_from=str(storage / "autoencoder"),
+    )
+    return whole.with_(**fields)
 
 
 def run(storage: Path, name: str, **fields: Any) -> Run:
@@ -69,13 +93,13 @@ def lines(storage: Path, name: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def killer(storage: Path, name: str, epoch: int, killed: list[int]) -> threading.Thread:
-    """Sends SIGKILL to a training worker once the run is in the middle of `epoch` (from 0)."""
+def killer(folder: Path, ready: Callable[[Path], bool], killed: list[int]) -> threading.Thread:
+    """Sends SIGKILL to a training worker of the run in `folder` once it is `ready`, and notes its newest checkpoint."""
 
     def watch() -> None:
         limit = time.monotonic() + 120
         while time.monotonic() < limit and not killed:
-            if any(line["epoch"] == epoch for line in lines_so_far(storage / name)):
+            if ready(folder):
                 workers = [
                     p
                     for p in psutil.Process().children(recursive=True)
@@ -83,7 +107,8 @@ def killer(storage: Path, name: str, epoch: int, killed: list[int]) -> threading
                 ]
                 if workers:
                     workers[-1].send_signal(signal.SIGKILL)
-                    killed.append(workers[-1].pid)
+                    workers[-1].wait(10)
+                    killed.append(checkpoints_of(folder)[-1])
             threading.Event().wait(0.01)
 
     thread = threading.Thread(target=watch)
@@ -91,12 +116,15 @@ def killer(storage: Path, name: str, epoch: int, killed: list[int]) -> threading
     return thread
 
 
-def lines_so_far(folder: Path) -> list[dict[str, float]]:
-    """Whole lines of a file that is being written."""
+def checkpoints_of(folder: Path) -> list[int]:
+    return Checkpoints(open_folder(str(folder)) / "checkpoints").steps()
+
+
+def third_epoch(folder: Path) -> bool:
+    """A step of it is logged: whole lines of a file that is being written."""
     path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    written = path.read_text().splitlines() if path.exists() else []
+    return any(json.loads(line)["epoch"] == 2 for line in written if line.endswith("}"))
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +132,10 @@ def undisturbed(
     images: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
 ) -> dict[str, tuple[Path, str]]:
     storage = tmp_path_factory.mktemp("undisturbed")
-    for feed in ("resident", "stream"):
-        pretrain(recipe(images), run(storage, feed, feed=feed, knn_epochs=2 if feed == "resident" else 0), "test")
-    return {feed: (storage, feed) for feed in ("resident", "stream")}
+    pretrain(recipe(images), run(storage, "resident", feed="resident", knn_epochs=2), "test")
+    pretrain(recipe(images), run(storage, "stream", feed="stream"), "test")
+    pretrain(spotting(images, storage), run(storage, "artifacts"), "test")
+    return {name: (storage, name) for name in ("resident", "stream", "artifacts")}
 
 
 def test_a_run_leaves_what_it_promises(undisturbed: dict[str, tuple[Path, str]]) -> None:
@@ -136,17 +165,62 @@ def test_a_run_leaves_what_it_promises(undisturbed: dict[str, tuple[Path, str]])
     assert settings["recipe"] == "test" and settings["found"]["samples"] == 330 and settings["found"]["classes"] == 4
 
 
-@pytest.mark.parametrize("feed", ["resident", "stream"])
+@pytest.mark.parametrize(
+    ("name", "fields", "ready", "newest"),
+    [
+        ("stream", {"feed": "stream"}, third_epoch, {20, 30}),
+        ("artifacts", {"checkpoint_steps": 13, "keep": 9}, lambda folder: 26 in checkpoints_of(folder), {26}),
+    ],
+    ids=["stream", "artifacts, within an epoch"],
+)
 def test_a_killed_worker_is_restarted_and_ends_with_the_same_weights(
-    images: tuple[Path, Path], undisturbed: dict[str, tuple[Path, str]], tmp_path: Path, feed: str
+    images: tuple[Path, Path],
+    undisturbed: dict[str, tuple[Path, str]],
+    tmp_path: Path,
+    name: str,
+    fields: dict[str, Any],
+    ready: Callable[[Path], bool],
+    newest: set[int],
 ) -> None:
     killed: list[int] = []
-    thread = killer(tmp_path, "killed", 2, killed)
-    pretrain(recipe(images), run(tmp_path, "killed", feed=feed), "test")
+    thread = killer(tmp_path / "killed", ready, killed)
+    what = spotting(images, undisturbed[name][0]) if name == "artifacts" else recipe(images)
+    pretrain(what, run(tmp_path, "killed", **fields), "test")
     thread.join()
     assert killed, "the run was over before a worker could be killed"
-    assert_equal(final(tmp_path, "killed"), final(*undisturbed[feed]))
-    assert [line["step"] for line in lines(tmp_path, "killed") if "loss" in line] == list(range(1, 41))
+    assert killed[0] in newest
+    assert_equal(final(tmp_path, "killed"), final(*undisturbed[name]))
+    assert [line["step"] for line in lines(tmp_path, "killed") if "step" in line and "images_per_second" in line] == [
+        *range(1, 41)
+    ]
+
+
+def test_the_frozen_autoencoder_is_the_one_that_was_given(
+    undisturbed: dict[str, tuple[Path, str]], images: tuple[Path, Path]
+) -> None:
+    """After 40 steps on two workers: each weight and each statistic, to the bit; its history is partly filled."""
+    storage, name = undisturbed["artifacts"]
+    given, trained = final(storage, "autoencoder")["method"], final(storage, name)["method"]
+    assert_equal({k: trained[f"autoencoder.{k}"] for k in given}, given)
+    assert 0 < int(trained["history.filled"]) == 40 * 16 < 900
+    before = spotting(images, storage).build(Facts(330, 4, {"image": ((3, 16, 16), 0)})).state_dict()
+    assert not torch.equal(trained["repairs.0.residual.0.weight"], before["repairs.0.residual.0.weight"])
+
+
+def test_what_artifacts_cannot_start_from(
+    images: tuple[Path, Path], undisturbed: dict[str, tuple[Path, str]], tmp_path: Path
+) -> None:
+    storage, _ = undisturbed["artifacts"]
+    good = spotting(images, storage)
+    for fields, message in (
+        ({"start_from": None}, r"artifacts starts from a trained autoencoder: give --start-from RUN"),
+        ({"start_from": str(tmp_path)}, "no run lies there"),
+        ({"start_from": str(storage / "resident")}, r"a run of sce, give one of autoencoder"),
+        ({"method": {"autoencoder": {"widths": (4, 6)}}}, r"another one .* give its options as --method.autoencoder.X"),
+        ({"batch_norm": "none"}, r"that run has --batch-norm global, and with none its weights mean something else"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pretrain(good.with_(**fields), run(tmp_path, "x"), "test")
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
@@ -169,18 +243,6 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
     assert_equal(final(tmp_path, "stopped"), final(*undisturbed["stream"]))
 
 
-def test_mid_epoch_checkpoints_resume_exactly(
-    images: tuple[Path, Path], undisturbed: dict[str, tuple[Path, str]], tmp_path: Path
-) -> None:
-    """The folder of a run that was killed at step 26: its newest checkpoint lies within the third epoch."""
-    pretrain(recipe(images), run(tmp_path, "mid", checkpoint_steps=13, keep=9), "test")
-    for path in (tmp_path / "mid" / "checkpoints").iterdir():
-        if int(path.stem[5:]) > 26:
-            path.unlink()
-    pretrain(recipe(images), run(tmp_path, "mid", resume=True), "test")
-    assert_equal(final(tmp_path, "mid"), final(*undisturbed["resident"]))
-
-
 def test_a_collapsed_run_stops_on_all_ranks_and_does_not_go_on(
     images: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,7 +261,7 @@ def test_a_collapsed_run_stops_on_all_ranks_and_does_not_go_on(
 def test_nan_stops_with_the_step_and_the_last_good_checkpoint(images: tuple[Path, Path], tmp_path: Path) -> None:
     bad = recipe(images, optimizers={"model": {"lr": 1e30, "warmup_epochs": 0.0}})
     with pytest.raises(UserError, match=r"loss is not finite at step \d+; the last good checkpoint is none yet"):
-        pretrain(bad, run(tmp_path, "nan"), "test")
+        pretrain(bad, run(tmp_path, "nan", workers=1), "test")
 
 
 def test_what_would_hang_or_cannot_work_is_refused_at_once(images: tuple[Path, Path], tmp_path: Path) -> None:
@@ -223,9 +285,9 @@ def test_what_would_hang_or_cannot_work_is_refused_at_once(images: tuple[Path, P
 
 
 def test_an_error_that_would_come_again_is_not_tried_four_times(images: tuple[Path, Path], tmp_path: Path) -> None:
-    """split:7 does not divide a worker's batch of 16: the same exception on each start."""
-    with pytest.raises(UserError, match=r"split:7 does not divide a worker's batch of 16"):
-        pretrain(recipe(images, batch_norm="split:7"), run(tmp_path, "again"), "test")
+    """split:7 does not divide a worker's batch of 32: the same exception on each start."""
+    with pytest.raises(UserError, match=r"split:7 does not divide a worker's batch of 32"):
+        pretrain(recipe(images, batch_norm="split:7"), run(tmp_path, "again", workers=1), "test")
 
 
 def test_one_truncated_image_is_skipped_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,7 +299,7 @@ def test_one_truncated_image_is_skipped_counted_and_named(tmp_path: Path, capsys
     rows[77] = rows[77][: len(rows[77]) // 2]
     pq.write_table(table.set_column(0, "image", pa.array(rows)), tmp_path / "one.parquet")
     images = (tmp_path / "one.parquet", tmp_path / "one.parquet")
-    pretrain(recipe(images, epochs=1), run(tmp_path, "one"), "test")
+    pretrain(recipe(images, epochs=1), run(tmp_path, "one", workers=1), "test")
     shown = " ".join(capsys.readouterr().err.split())
     assert "199 images (1 broken, skipped)" in shown and "one.parquet:77" in shown
     found = json.loads((tmp_path / "one" / "run.json").read_text())["found"]
@@ -249,7 +311,7 @@ def test_start_from_takes_the_backbone_and_refuses_what_does_not_fit(
 ) -> None:
     storage, name = undisturbed["resident"]
     begun = recipe(images, start_from=str(storage / name), epochs=1)
-    pretrain(begun.with_(optimizers={"model": {"lr": 1e-12}}), run(tmp_path, "from"), "test")
+    pretrain(begun.with_(optimizers={"model": {"lr": 1e-12}}), run(tmp_path, "from", workers=1), "test")
     before, after = final(storage, name)["method"], final(tmp_path, "from")["method"]
     key = "backbone.network.conv1.weight"
     key = key if key in before else next(k for k in before if k.startswith("backbone.network") and before[k].dim() == 4)

@@ -24,7 +24,7 @@ FIGURES = {
 }
 ADAM = {"name": "adam", "scaling": "none", "betas": (0.5, 0.999), "weight_decay": 0.0}
 FIXED = {**ADAM, "lr": 2e-4, "schedule": "constant"}
-CLASSIFIER = {"name": "adamw", "betas": (0.5, 0.99), "weight_decay": 1e-4, "lr": 3e-4, "final_lr": 3e-7}
+CLASSIFIER = {"name": "adamw", "betas": (0.5, 0.99), "weight_decay": 1e-4 / 3e-4, "lr": 3e-4, "final_lr": 3e-7}
 FALLING = {**ADAM, "weight_decay": 5e-5, "lr": 3e-4, "final_lr": 3e-6, "schedule": "linear"}
 GAN = {**ADAM, "lr": 1e-4, "schedule": "constant"}
 CHAPTERS: dict[str, tuple[str, int, int, dict[str, Any], dict[str, dict[str, Any]]]] = {
@@ -40,7 +40,13 @@ CHAPTERS: dict[str, tuple[str, int, int, dict[str, Any], dict[str, dict[str, Any
     "transformations_celeba": ("alexnet", 100, 64, {"crop": 96, "border": 2}, {}),
     "artifacts_stl10": ("alexnet:lrn", 400, 256, {"drop_rate": 0.7}, {"model": FALLING, "repairer": FALLING}),
     "artifacts_imagenet": ("alexnet:lrn", 150, 256, {"drop_rate": 0.7}, {"model": FALLING}),
-    "autoencoder_imagenet": ("own", 80, 256, {"widths": (32, 64, 128, 256, 512), "kernel": 2}, {"model": FALLING}),
+    "autoencoder_imagenet": (
+        "own",
+        80,
+        256,
+        {"widths": (32, 64, 128, 256, 512), "kernel": 2},
+        {"model": {**FALLING, "weight_decay": 5e-5 / 30}},
+    ),
     "dfgan_cifar10": ("own", 128, 64, {"noise": "generator", "noise_penalty": 1.0}, {"generator": GAN}),
     "dfgan_stl10": ("own", 64, 64, {"noise_penalty": 0.1}, {"generator": GAN, "discriminator": GAN}),
 }
@@ -60,6 +66,15 @@ def test_hyper_parameters_are_the_chapters(name: str) -> None:
     assert {field: getattr(recipe.method, field) for field in method} == method
     for turn, fields in optimizers.items():
         assert {field: getattr(recipe.optimizers[turn], field) for field in fields} == fields
+
+
+def test_decay_takes_a_ten_thousandth_of_a_weight_a_step() -> None:
+    """AdamW's as in its paper, where the rate is no part of it: w (1 - 1e-4) without a gradient."""
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = optim.build(find_recipe("transformations_stl10").optimizers["model"], [weight], 64)
+    weight.grad = torch.zeros(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((2, 2), 1 - 1e-4), atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["dfgan_cifar10", "dfgan_stl10"])

@@ -71,11 +71,13 @@ def test_tables_agree_where_they_print_the_same_run() -> None:
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_each_cell_is_a_recipe_of_its_own(name: str, profile: Profile) -> None:
+    """But for datasets that have one recipe, whose images differ."""
     grid = find_grid(name)
     cells = list({grid.trial(cell): cell for cell in grid.cells(profile)}.values())
-    found = [grid.recipe(cell, profile) for cell in cells]
-    for i, recipe in enumerate(found):
-        assert recipe not in found[:i], named(cells[i])
+    shared = "dataset" if "{dataset}" not in grid.bases[profile] else ""
+    found = [(grid.recipe(cell, profile), dict(zip(grid.axes, cell, strict=True)).get(shared)) for cell in cells]
+    for i, one in enumerate(found):
+        assert one not in found[:i], named(cells[i])
 
 
 def test_smoke_is_a_corner() -> None:
@@ -103,6 +105,33 @@ def test_smoke_is_a_corner() -> None:
 )
 def test_the_default_cell_is_the_papers_recipe(grid: str, cell: tuple, recipe: str) -> None:
     assert find_grid(grid).recipe(cell, "paper") == normal(find_recipe(recipe))
+
+
+@pytest.mark.parametrize(("profile", "before", "whole"), [("smoke", 1, 2), ("small", 5, 15), ("paper", 100, 300)])
+def test_the_classifier_learns_as_long_beside_a_frozen_inpainter(profile: Profile, before: int, whole: int) -> None:
+    grid = find_grid("thesis_table4_1")
+    frozen, baseline = (grid.recipe((name,), profile) for name in ("frozen-inpainter", "baseline"))
+    assert (frozen.method.inpainter_epochs, frozen.epochs) == (before, whole)
+    assert (baseline.method.inpainter_epochs, baseline.epochs) == (0, whole - before)
+
+
+def test_gans_take_cifar10s_network_below_the_papers_setting() -> None:
+    seven_one, seven_three = (find_grid(f"thesis_table7_{n}") for n in (1, 3))
+    for grid, noise, dataset in ((seven_one, "df-1", "stl10"), (seven_three, "dcgan", "celeba")):
+        pixels = [grid.recipe((noise, dataset, "fid"), profile).views["image"].size for profile in PROFILES]
+        assert pixels == [32, 32, 64]
+    learned = seven_one.recipe(("noise-only-learned", "stl10", "fid"), "paper").method
+    assert learned.noise_penalty == 1.0, "not STL-10's own .1"
+
+
+def test_layers_are_read_as_the_thesis_reads_them() -> None:
+    protocols = [find_grid(f"thesis_table{n}").evaluation["paper"]["layerwise"] for n in ("3_1", "4_1", "4_2", "4_3")]
+    assert [(it.size, it.norm, it.epochs) for it in protocols] == [
+        (96, False, 200),
+        (96, True, 500),
+        (64, True, 700),
+        (96, True, 100),
+    ]
 
 
 def normal(recipe: Recipe) -> Recipe:

@@ -11,14 +11,28 @@ from PIL import Image
 from pipelines.errors import UserError
 from pipelines.storage import Folder, open_folder
 from tuning.grid import Cell, find_grid
-from tuning.report import Outcome, Sweep, cells_frame, rank_correlation, read_sweep, report, trial_name, write_outcomes
+from tuning.report import (
+    INCEPTION,
+    Outcome,
+    Sweep,
+    cells_frame,
+    picture,
+    rank_correlation,
+    read_sweep,
+    report,
+    trial_name,
+    write_outcomes,
+)
 
 
 def swept(tmp_path: Path, sweep: Sweep, ended: list[Outcome]) -> Folder:
     folder = open_folder(str(tmp_path))
     sweep.write(folder)
+    trials: dict[str, list[Outcome]] = {}
     for outcome in ended:
-        write_outcomes(folder / "trials" / trial_name(find_grid(sweep.grid), outcome.cell, outcome.seed), [outcome])
+        trials.setdefault(trial_name(find_grid(sweep.grid), outcome.cell, outcome.seed), []).append(outcome)
+    for name, mine in trials.items():
+        write_outcomes(folder / "trials" / name, mine)
     return folder
 
 
@@ -68,7 +82,59 @@ def test_a_difference_stands_beside_the_papers_own_setting_alone(tmp_path: Path)
     assert "correlation (Spearman) of our column and the paper's: -." in text
 
 
-@pytest.mark.parametrize("name", ["ressl_table1", "sce_table3", "sce_table4", "sce_table6"])
+def judged(*by: str) -> list[Outcome]:
+    """Of Table 7.1, CIFAR-10: three rows, ours in the paper's order by FID, in the reverse by inception score."""
+    figures = {"standard": (50.0, 4.0), "gaussian": (30.0, 3.0), "df-1": (20.0, 2.0)}
+    return [
+        Outcome((noise, "cifar10", measure), 0, "finished", figure, by=by[i % len(by)])
+        for i, (noise, pair) in enumerate(figures.items())
+        for measure, figure in zip(("fid", "inception_score"), pair, strict=True)
+    ]
+
+
+def test_fid_names_what_it_is_by_and_stands_beside_the_papers_by_inception_alone(tmp_path: Path) -> None:
+    ended = judged(f"{INCEPTION}, weights' sha256 01234567")
+    sweep = Sweep("thesis_table7_1", "paper", tuple(outcome.cell for outcome in ended))
+    text = report(swept(tmp_path / "a", sweep, ended))
+    assert "1 seed(s); fid, inception_score." in text
+    assert "correlation (Spearman) of our column and the paper's: fid 1.00, inception_score -1.00." in text
+    assert "are by torchvision inception_v3 IMAGENET1K_V1, weights' sha256 01234567: near the paper's" in text
+    assert "| standard | cifar10 | fid | 50.00 | - | 46.10 | 3.90 |" in text
+    trials = pd.read_csv(tmp_path / "a" / "results.csv")
+    assert trials["by"].unique().tolist() == [ended[0].by]
+
+    ended = judged("supervised resnet20 of a", ended[0].by)
+    text = report(swept(tmp_path / "b", sweep, ended))
+    assert "difference" not in text and "and with nothing in print" in text
+    assert "are by (1) supervised resnet20 of a; (2) torchvision inception_v3" in text
+    assert "| standard | cifar10 | fid | 50.00 | - | 46.10 | (1) |" in text
+    assert "difference" not in report(swept(tmp_path / "c", sweep, judged(""))), "of an unknown one"
+
+
+def test_fid_and_inception_score_have_panels_of_their_own() -> None:
+    ended = judged("x")
+    sweep = Sweep("thesis_table7_1", "small", tuple(outcome.cell for outcome in ended))
+    grid = find_grid(sweep.grid)
+    panels = picture(grid, sweep, cells_frame(grid, sweep, ended)).axes
+    assert [panel.get_title() for panel in panels[:2]] == ["ours, small\nfid", "ours, small\ninception_score"]
+    assert len(panels) == 4 and np.asarray(panels[0].images[0].get_array()).tolist() == [[50.0], [30.0], [20.0]]
+
+
+def test_baselines_stand_by_layer_also_where_there_is_one_alone(tmp_path: Path) -> None:
+    layers = {"conv1": (9.8, 10.2), "conv2": (30.0, 30.0)}
+    ended = [
+        Outcome((what, layer), 0, "finished", 40.0, random_init=pair[i])
+        for i, what in enumerate(("rot", "warp"))
+        for layer, pair in layers.items()
+    ]
+    text = report(swept(tmp_path, Sweep("thesis_table4_2", "small", tuple(it.cell for it in ended)), ended))
+    assert "random initialization has conv1 9.80 to 10.20, conv2 30.00." in text and "raw pixels" not in text
+    assert "; conv1, conv2 by layerwise, in percent." in text
+
+
+@pytest.mark.parametrize(
+    "name", ["ressl_table1", "sce_table3", "sce_table4", "sce_table6", "thesis_table7_1", "thesis_table7_4"]
+)
 def test_every_shape_of_table_has_a_picture(name: str, tmp_path: Path) -> None:
     """Even before the first trial has ended."""
     grid = find_grid(name)

@@ -22,7 +22,7 @@ from pipelines.storage import open_folder
 from tuning.__main__ import given, main
 from tuning.grid import Grid, find_grid
 from tuning.report import Outcome, Sweep, outcomes, read_sweep, write_outcomes
-from tuning.sweep import Options, asked, check_data, drive, planned, sweep, trial_of
+from tuning.sweep import Options, Trial, asked, check_data, drive, planned, sweep, trial_of
 from tuning.trials import run_trials, side_by_side
 
 HERE = {"object_store_memory": 4e9}
@@ -124,6 +124,8 @@ def test_one_path_is_not_taken_for_several_datasets() -> None:
         plan("ressl_table4", several, train="{dataset}/a.parquet", test="b.parquet")
     assert len(plan("ressl_table4", several, train="{dataset}/a.parquet", limit=5)[0].cells) == 2
     assert len(plan("ressl_table4", one, train="a.parquet", test="b.parquet")[0].cells) == 1
+    gans = "df-1/cifar10/fid,df-1/stl10/fid"
+    assert len(plan("thesis_table7_1", gans, train="a.parquet")[0].cells) == 2, "both have the recipe of CIFAR-10"
 
 
 def plan_resumed(grid: str, cells: str) -> tuple[Sweep, Options]:
@@ -171,10 +173,62 @@ def test_data_is_looked_at_before_anything_starts(tmp_path: Path, images: tuple[
         check(images[0], None)
     with pytest.raises(UserError, match="nothing"):
         check(tmp_path / "nothing-*.parquet", images[1])
-    unlabelled = write_images(tmp_path / "plain.parquet", 20)
-    pq.write_table(pq.read_table(unlabelled).select(["image"]), unlabelled)
+    unlabelled = without_labels(tmp_path)
     with pytest.raises(UserError, match="no labels to evaluate with: give --labelled"):
         check(unlabelled, images[1])
+
+
+def without_labels(folder: Path) -> Path:
+    path = write_images(folder / "plain.parquet", 20)
+    pq.write_table(pq.read_table(path).select(["image"]), path)
+    return path
+
+
+def test_figures_of_generated_images_need_no_labels(tmp_path: Path, images: tuple[Path, Path]) -> None:
+    unlabelled, grid = str(without_labels(tmp_path)), find_grid("thesis_table7_1")
+
+    def trial(**asked_for: str) -> Trial:
+        wanted = asked(grid, Options(profile="smoke", **asked_for), {"train": unlabelled})  # type: ignore[arg-type]
+        return trial_of(grid, wanted, ("df-1", "stl10", "fid"), 0, Run(keep=2), open_folder(str(tmp_path / "s")))
+
+    own = trial(labelled=str(images[0]), extractor="inception")
+    check_data({"x": own})
+    assert own.evaluation.data == own.recipe.data and own.evaluation.data.train == unlabelled
+    with pytest.raises(UserError, match=r"no labels for the classifier .* give --extractor inception"):
+        check_data({"x": trial()})
+
+
+def test_checkpoints_are_kept_for_fid_alone(tmp_path: Path, images: tuple[Path, Path]) -> None:
+    run, folder = Run(keep=2), open_folder(str(tmp_path))
+    for name, cell, kept in (("thesis_table7_4", ("a", "dfgan", "fid"), 5), ("sce_table1", (0.5,), 2)):
+        wanted = asked(find_grid(name), Options(profile="small"), {"train": str(images[0])})
+        assert trial_of(find_grid(name), wanted, cell, 0, run, folder).run.keep == kept
+
+
+@pytest.mark.parametrize("extractor", ["", "nothing", "text.pth", "run"])
+def test_an_extractor_is_looked_at_before_anything_starts(
+    extractor: str,
+    tmp_path: Path,
+    images: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The weights absent and not to be fetched; no such file; no weights in it; a run of something else."""
+
+    def offline(*args: Any, **options: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("pipelines.extractors.urlopen", offline)
+    (tmp_path / "text.pth").write_text("no weights")
+    run = open_folder(str(tmp_path / "run"))
+    run.write("recipe.json", find_recipe("simsiam_cifar10").to_json().encode())
+    words = ["sweep", "thesis_table7_4", "--profile", "paper", "--data.train", str(images[0]), "--run.storage", "s"]
+    assert main([*words, *(["--extractor", extractor] if extractor else [])]) == 1
+    told = capsys.readouterr().err
+    assert "--extractor" in told and "generative" not in told and "Traceback" not in told
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +297,7 @@ def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grid]:
 def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
     grid: Grid, images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cell that fails beside a good one; on resuming the good one is not run again, and a further cell is."""
+    """A good cell; on resuming it is not run again, and further cells are, of which one fails and one collapses."""
     grids: list[Any] = []
 
     def kept(*args: Any, **options: Any) -> Any:
@@ -253,17 +307,11 @@ def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
     monkeypatch.setattr(tuning.sweep, "run_trials", kept)
     told = {"train": str(images[0]), "test": str(images[1])}
     run = Run(storage=str(tmp_path), name="s", cpus=0.4)
-    options = Options(profile="smoke", cells="good,broken", run=run)
-    with pytest.raises(UserError, match=r"1 of 2 trials failed, the first \(broken-seed0\): .*split.*--run.resume"):
-        sweep("tiny", options, told)
+    options = Options(profile="smoke", cells="good", run=run)
+    sweep("tiny", options, told)
     folder = tmp_path / "s"
-    first = {
-        outcome.cell[0]: outcome for outcome in outcomes(open_folder(str(folder)), read_sweep(open_folder(str(folder))))
-    }
-    good = first["good"]
-    opened = grids[0].get_dataframe().set_index("config/trial/what")  # Tune's ResultGrid
-    assert opened.top1["good"] == pytest.approx(good.figure) and "split" in opened.error["broken"]
-    assert (good.status, good.step, first["broken"].status) == ("finished", 16, "failed")
+    (good,) = outcomes(open_folder(str(folder)), read_sweep(open_folder(str(folder))))
+    assert (good.status, good.step) == ("finished", 16)
     assert good.figure is not None and 0 < good.figure <= 100
     written = json.loads((folder / "trials/good-seed0/evaluation.json").read_text())
     assert good.figure == pytest.approx(100 * written["linear"]["top1"])
@@ -271,9 +319,11 @@ def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
     before = (folder / "trials/good-seed0/outcome.json").stat().st_mtime_ns
 
     # every network's features lie below this: the further cell counts as collapsed after its first epoch
-    again = replace(options, cells="good,still", run=replace(run, resume=True, collapse_std=2.0))
-    with pytest.raises(UserError, match="1 of 3 trials failed"):
+    again = replace(options, cells="good,still,broken", run=replace(run, resume=True, collapse_std=2.0))
+    with pytest.raises(UserError, match=r"1 of 3 trials failed, the first \(broken-seed0\): .*split.*--run.resume"):
         sweep("tiny", again, {})
+    opened = [each.get_dataframe().set_index("config/trial/what") for each in grids]  # Tune's ResultGrid
+    assert opened[0].top1["good"] == pytest.approx(good.figure) and "split" in opened[1].error["broken"]
     assert (folder / "trials/good-seed0/outcome.json").stat().st_mtime_ns == before
     frame = pd.read_csv(folder / "results.csv").set_index("what")
     assert frame.status.to_dict() == {"good": "finished", "broken": "failed", "still": "collapsed"}
