@@ -82,7 +82,7 @@ VARIANTS = [
     Case("dfgan", ("image",), {"spectral_norm": True, "regularizer": "roth", "gamma_decay": 0.01}),
     Case("dfgan", ("image",), {"objective": "wgan_gp", "spectral_norm": True, "mix": "halves"}),
     Case("dfgan", ("image",), {"noise_latent": "shared", "magnitude": "sum", "terms": "mean", "noise_scale": 2.0}),
-    Case("dfgan", ("image",), {"generator_norm": False, "activation": "tanh", "depth": 2}),
+    Case("dfgan", ("image",), {"activation": "tanh", "depth": 2}),
 ]
 CASES = PLAIN + VARIANTS
 every_case = pytest.mark.parametrize("case", CASES, ids=str)

@@ -201,7 +201,7 @@ def test_the_frozen_autoencoder_is_the_one_that_was_given(
     """After 40 steps on two workers: each weight and each statistic, to the bit; its history is partly filled."""
     storage, name = undisturbed["artifacts"]
     given, trained = final(storage, "autoencoder")["method"], final(storage, name)["method"]
-    assert_equal({k: trained[f"autoencoder.{k}"] for k in given}, given)
+    assert_equal({k: trained[f"autoencoder.{k}"] for k in given}, dict(given))
     assert 0 < int(trained["history.filled"]) == 40 * 16 < 900
     before = spotting(images, storage).build(Facts(330, 4, {"image": ((3, 16, 16), 0)})).state_dict()
     assert not torch.equal(trained["repairs.0.residual.0.weight"], before["repairs.0.residual.0.weight"])
@@ -229,7 +229,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pretrain(recipe(images), run(tmp_path, "stopped", feed="stream", stop_epoch=2), "test")
+    pretrain(recipe(images), run(tmp_path, "stopped", stop_epoch=2), "test")
     assert final(tmp_path, "stopped")["step"] == 20
     with pytest.raises(UserError, match=r"a run lies at .*--run.resume"):
         pretrain(recipe(images), run(tmp_path, "stopped"), "test")
@@ -237,10 +237,10 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(
         pretrain(recipe(images, method={"temperature": 0.2}), run(tmp_path, "stopped", resume=True), "test")
     newest = tmp_path / "stopped" / "checkpoints" / "step-00000020.pt"
     newest.write_bytes(newest.read_bytes()[:1000])  # cut: the one before is used
-    pretrain(recipe(images), run(tmp_path, "stopped", feed="stream", resume=True), "test")
+    pretrain(recipe(images), run(tmp_path, "stopped", resume=True), "test")
     shown = " ".join(capsys.readouterr().err.split())
     assert "step-00000020.pt is broken: 1000 bytes of" in shown and "the one before is used" in shown
-    assert_equal(final(tmp_path, "stopped"), final(*undisturbed["stream"]))
+    assert_equal(final(tmp_path, "stopped"), final(*undisturbed["resident"]))
 
 
 def test_a_collapsed_run_stops_on_all_ranks_and_does_not_go_on(
