@@ -23,6 +23,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.io import ImageReadMode, decode_png
 
 import pipelines.recipe as recipes
 from methods import backbones
@@ -484,9 +485,21 @@ def measure(name: str, ready: Ready, figures: dict[str, Any], known: dict[str, A
         suffix = "" if of == "trained" else f"_{of}"
         for what, picture in pictures.items():
             it.folder.write(f"{it.prefix}{name}{what}{suffix}.png", picture)
+            show(it, f"{name}{what}{suffix}", picture)
         if of != "trained" and not pictures:
             known[key] = place[name]
     figures.setdefault("protocol", {})[name] = {**settings, "step": it.step}
+
+
+def show(it: Subject, name: str, picture: bytes) -> None:
+    """A PNG in the run's TensorBoard too, where that lies on a local disk."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    if it.step is None or it.folder.local is None:
+        return
+    pixels = decode_png(torch.frombuffer(bytearray(picture), dtype=torch.uint8), ImageReadMode.RGB)
+    with SummaryWriter(str(it.folder.local / "tensorboard" / "evaluation")) as board:
+        board.add_image(name, pixels, it.step)
 
 
 def print_task(figures: Mapping[str, Any]) -> None:

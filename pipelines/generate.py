@@ -404,7 +404,7 @@ def merged(
     """Writes the figures into evaluation.json and prints them; `each`: of a protocol, by step."""
     chosen = options.generative
     figures = json.loads(run.folder.read("evaluation.json")) if run.folder.exists("evaluation.json") else {}
-    table = Table("protocol", "mean", "deviation", "checkpoints", "images", "extractor")
+    table = Table("protocol", "mean", "deviation", "checkpoints", "images")
     steps = sorted(each["fid"])
     for name in protocols:
         values = [each[name][step] for step in steps]
@@ -432,9 +432,8 @@ def merged(
             name,
             f"{figures[name][name]:.3f}",
             "-" if deviation is None else f"{deviation:.3f}",
-            f"{len(steps)} (steps {', '.join(map(str, steps))})",
+            f"{len(steps)}, steps {steps[0]} to {steps[-1]}" if len(steps) > 1 else f"step {steps[0]}",
             f"{chosen.samples:,}, real {int(real.images):,}",
-            extractor.name,
         )
     run.folder.write("evaluation.json", json.dumps(figures, indent=2).encode())
     if len(steps) < chosen.checkpoints:
@@ -442,6 +441,6 @@ def merged(
             f"[yellow]{len(steps)} good checkpoints are there, of {chosen.checkpoints}: pretrain with --run.keep "
             f"{chosen.checkpoints}, and where epochs are fewer, --run.checkpoint-steps[/]"
         )
-    Console().print(table)
+    Console().print(table, f"by {extractor.name}", sep="\n")
     console.print(f"{run.folder.path}/evaluation.json")
     return figures

@@ -255,6 +255,11 @@ def test_pictures_need_neither_features_nor_a_cluster(run: Path, monkeypatch: py
     sizes = {"filters": (16, 1, 30), "gradcam": (3, 2, 16), "pictures_views": (5, 1, 16), "pictures_gray": (2, 1, 16)}
     for name, (across, down, side) in sizes.items():
         assert drawn(run / f"{name}.png").shape == (2 + down * (side + 2), 2 + across * (side + 2), 3), name
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard" / "evaluation"))
+    events.Reload()
+    assert set(sizes) <= set(events.Tags()["images"]) and events.Images("gradcam")[-1].step == 4
     above = drawn(run / "gradcam.png")[2:18, 2:20]
     image = Ready(subject(str(run), chosen), chosen).images("test", torch.tensor([0]))[0]
     assert np.array_equal(above[:, :16], image.permute(1, 2, 0).numpy())
