@@ -507,7 +507,7 @@ def print_task(figures: Mapping[str, Any]) -> None:
     for name, value in figures.items():
         rows = value if isinstance(value, list) else [[value]]
         for row in rows:
-            Console().print(f"{name:24}", *(f"{cell:8.4g}" for cell in row))
+            Console().print(f"{name:24}", *(f"{cell:,}" if isinstance(cell, int) else f"{cell:8.4f}" for cell in row))
 
 
 def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -> None:
@@ -526,5 +526,6 @@ def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -
             table.add_row(name, "picture", f"{it.prefix}{name}.png", "_random_init", "_raw_pixels")
         elif name in ON_RUN:
             table.add_row(name, "picture", f"{it.prefix}{name}{'_*' if name == 'pictures' else ''}.png", "-", "-")
-    Console().print(table)
+    if table.rows:
+        Console().print(table)
     console.print(f"{it.folder.path}/{it.prefix}evaluation.json")
