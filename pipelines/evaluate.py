@@ -185,7 +185,7 @@ class Ready:
 
     def read(self, part: Part, index: Tensor, most: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Dataset indices int64 (n,) and images uint8 (n, C, S, S), in the order of `index`, broken ones left out; of
-        neighbours in a file up to `most` at once."""
+        neighbours in a file, ascending, up to `most` at once."""
         source = self.source(part)
         bounds = np.array([group.first for group in source.groups])
         numbers = np.searchsorted(bounds, index.numpy(), side="right") - 1

@@ -26,6 +26,8 @@ console = Console(stderr=True)
 
 PART = 64  # images that an extractor takes at once: Inception's activations are megabytes an image
 WEIGHTS = models.Inception_V3_Weights.IMAGENET1K_V1
+INCEPTION = f"torchvision inception_v3 {WEIGHTS.name}"
+"""How the name of the extractor begins that is near the papers'."""
 WEIGHTS_HASH = WEIGHTS.url.rpartition("-")[2].removesuffix(".pth")  # torch's names end in the file's first digits
 REMEDY = (
     "give --generative.extractor FILE with torchvision's inception_v3 weights, or --generative.extractor RUN, a run of "
@@ -121,5 +123,5 @@ def inception(path: Path) -> Extractor:
         Backbone(network, 2048, WEIGHTS.transforms().mean, WEIGHTS.transforms().std),
         classifier,
         size=299,
-        name=f"torchvision inception_v3 {'IMAGENET1K_V1' if official else f'of {path.name}'}",
+        name=INCEPTION if official else f"torchvision inception_v3 of {path.name}",
     )

@@ -22,13 +22,12 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from pipelines.errors import UserError
+from pipelines.extractors import INCEPTION
 from pipelines.generate import PROTOCOLS as GENERATIVE
 from pipelines.storage import Folder
 from tuning.grid import Cell, Grid, Label, Profile, find_grid, key, named
 
 Status = Literal["finished", "collapsed", "failed"]
-INCEPTION = "torchvision inception_v3 IMAGENET1K_V1"
-"""How the name of the extractor begins that is near the papers'."""
 
 
 @dataclass(frozen=True)

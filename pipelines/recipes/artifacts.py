@@ -8,8 +8,8 @@ project measured.
 From the code, where the chapter is silent: the view, a random area of .333 to 1 at aspects of .75 to 1.33, mirrored
 or not, with brightness and saturation changed (its brightness moves by up to 32/255, here it is a factor from .75 to
 1.25, as much for a mid grey); a batch of 128 on each of two GPUs; L2 decay of 5e-5, of the autoencoder a thirtieth, as
-its loss is 30 times ours. Not taken over: Adam's epsilon of
-1e-5, gradients of biases doubled, a rate that has reached its end after nine tenths of the run.
+its loss is 30 times ours. Not taken over: Adam's epsilon of 1e-5, gradients of biases doubled, a rate that has reached
+its end after nine tenths of the run.
 """
 
 from dataclasses import replace

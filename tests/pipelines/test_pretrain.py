@@ -169,9 +169,10 @@ def test_a_run_leaves_what_it_promises(undisturbed: dict[str, tuple[Path, str]])
     ("name", "fields", "ready", "newest"),
     [
         ("stream", {"feed": "stream"}, third_epoch, {20, 30}),
+        ("resident", {"checkpoint_steps": 13, "keep": 9}, lambda folder: 26 in checkpoints_of(folder), {26}),
         ("artifacts", {"checkpoint_steps": 13, "keep": 9}, lambda folder: 26 in checkpoints_of(folder), {26}),
     ],
-    ids=["stream", "artifacts, within an epoch"],
+    ids=["stream", "resident, within an epoch", "artifacts, within an epoch"],
 )
 def test_a_killed_worker_is_restarted_and_ends_with_the_same_weights(
     images: tuple[Path, Path],

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import UserError
+from pipelines.extractors import INCEPTION
 from pipelines.storage import Folder, open_folder
 from tuning.grid import Cell, find_grid
 from tuning.report import (
-    INCEPTION,
     Outcome,
     Sweep,
     cells_frame,

@@ -325,6 +325,11 @@ def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
     opened = [each.get_dataframe().set_index("config/trial/what") for each in grids]  # Tune's ResultGrid
     assert opened[0].top1["good"] == pytest.approx(good.figure) and "split" in opened[1].error["broken"]
     assert (folder / "trials/good-seed0/outcome.json").stat().st_mtime_ns == before
+    left: list[str] = []
+    monkeypatch.setattr(tuning.sweep, "carry_out", lambda trials, *arguments: left.extend(trials))
+    with pytest.raises(UserError, match="1 of 3 trials failed"):
+        sweep("tiny", again, {})
+    assert left == ["broken-seed0"], "what failed is tried again, what ended is not"
     frame = pd.read_csv(folder / "results.csv").set_index("what")
     assert frame.status.to_dict() == {"good": "finished", "broken": "failed", "still": "collapsed"}
     assert frame.ours["still"] == 25.0, "chance level of four classes"
