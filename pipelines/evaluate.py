@@ -365,7 +365,9 @@ def subject(target: str, options: Options) -> Subject:
 
 def facts_of(folder: Folder, recipe: Recipe) -> Facts:
     """What the run's method knew of its data."""
-    found = read_json(folder, "run.json").get("found", {"rows": 1, "classes": None})
+    if not folder.exists("run.json"):
+        raise UserError(f"{folder.path} has a recipe.json but no run.json: copy the run's folder whole")
+    found = read_json(folder, "run.json")["found"]
     return recipe.facts(found["rows"], found["classes"])
 
 

@@ -200,8 +200,13 @@ def test_networks_see_what_they_were_trained_on(run: Path, tmp_path: Path) -> No
     )
     folder = open_folder(str(tmp_path))
     folder.write("recipe.json", recipe.to_json().encode())
+    with pytest.raises(UserError, match="no good checkpoint"):
+        subject(str(tmp_path), options(tmp_path))
     state = {"method": recipe.build(recipe.facts(1, None)).state_dict(), "step": 4, "steps_per_epoch": 4}
     Checkpoints(folder / "checkpoints").save(4, state)
+    with pytest.raises(UserError, match=r"has a recipe.json but no run.json: copy the run's folder whole"):
+        subject(str(tmp_path), options(tmp_path))
+    folder.write("run.json", json.dumps({"found": {"rows": 1, "classes": None}}).encode())
     it = subject(str(tmp_path), options(tmp_path))
     assert it.size == 12
     found = evaluate(str(tmp_path), ["task"], options(tmp_path, test_limit=20))["task"]
