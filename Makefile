@@ -12,7 +12,7 @@ demo: .venv/.installed
 	$(BIN)/python -m pipelines evaluate runs/demo knn retrieval
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -15,15 +15,28 @@ from PIL import Image
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU, also where there is a GPU
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on Ray first and all in one process of pytest-xdist, since they share a cluster; the others beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Four logical CPUs, whatever the machine has: workers and data stages then run side by side everywhere."""
+    """Four logical CPUs, whatever the machine has: workers and data stages then run side by side everywhere.
+
+    Idle processes stay for the next test, which then need not import everything anew.
+    """
     import ray
 
     from pipelines.place import quiet
 
     quiet()
-    ray.init(num_cpus=4, log_to_driver=False, object_store_memory=500 * 2**20)
+    stay = {"idle_worker_killing_time_threshold_ms": 600_000, "num_workers_soft_limit": 12}
+    ray.init(num_cpus=4, log_to_driver=False, object_store_memory=500 * 2**20, _system_config=stay)
     yield
     ray.shutdown()
 

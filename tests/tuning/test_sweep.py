@@ -224,6 +224,7 @@ def test_an_extractor_is_looked_at_before_anything_starts(
     (tmp_path / "text.pth").write_text("no weights")
     run = open_folder(str(tmp_path / "run"))
     run.write("recipe.json", find_recipe("simsiam_cifar10").to_json().encode())
+    run.write("run.json", json.dumps({"found": {"rows": 330, "classes": 4}}).encode())
     words = ["sweep", "thesis_table7_4", "--profile", "paper", "--data.train", str(images[0]), "--run.storage", "s"]
     assert main([*words, *(["--extractor", extractor] if extractor else [])]) == 1
     told = capsys.readouterr().err
@@ -269,7 +270,7 @@ def tiny(base: Recipe, what: str) -> Recipe:
         views={view: {"size": 16} for view in base.views},
     )
     if what == "broken":
-        return small.with_(batch_norm="split:7")
+        return small.with_(batch_size=512)
     return small.with_(optimizers={"model": {"lr": 1e-9 if what == "still" else 0.06}})
 
 
@@ -292,7 +293,6 @@ def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[Grid]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
     grid: Grid, images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -320,10 +320,11 @@ def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
 
     # every network's features lie below this: the further cell counts as collapsed after its first epoch
     again = replace(options, cells="good,still,broken", run=replace(run, resume=True, collapse_std=2.0))
-    with pytest.raises(UserError, match=r"1 of 3 trials failed, the first \(broken-seed0\): .*split.*--run.resume"):
+    message = r"1 of 3 trials failed, the first \(broken-seed0\): a batch of 512.*--run.resume"
+    with pytest.raises(UserError, match=message):
         sweep("tiny", again, {})
     opened = [each.get_dataframe().set_index("config/trial/what") for each in grids]  # Tune's ResultGrid
-    assert opened[0].top1["good"] == pytest.approx(good.figure) and "split" in opened[1].error["broken"]
+    assert opened[0].top1["good"] == pytest.approx(good.figure) and "a batch of 512" in opened[1].error["broken"]
     assert (folder / "trials/good-seed0/outcome.json").stat().st_mtime_ns == before
     left: list[str] = []
     monkeypatch.setattr(tuning.sweep, "carry_out", lambda trials, *arguments: left.extend(trials))
@@ -335,7 +336,7 @@ def test_a_sweep_outlives_its_failures_and_is_gone_on_with(
     assert frame.ours["still"] == 25.0, "chance level of four classes"
     assert frame.step["still"] == 8, "stopped at the end of its first epoch"
     text = (folder / "results.md").read_text()
-    assert "1 collapsed" in text and "1 failed" in text and "split" in text
+    assert "1 collapsed" in text and "1 failed" in text and "a batch of 512" in text
     assert (folder / "results.png").stat().st_size > 5000 and list((folder / "tensorboard").rglob("events.*"))
 
 
