@@ -26,17 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Four logical CPUs, whatever the machine has: workers and data stages then run side by side everywhere.
-
-    Idle processes stay for the next test, which then need not import everything anew.
-    """
+    """Four logical CPUs, whatever the machine has: workers and data stages then run side by side everywhere."""
     import ray
 
     from pipelines.place import quiet
 
     quiet()
-    stay = {"idle_worker_killing_time_threshold_ms": 600_000, "num_workers_soft_limit": 12}
-    ray.init(num_cpus=4, log_to_driver=False, object_store_memory=500 * 2**20, _system_config=stay)
+    ray.init(num_cpus=4, log_to_driver=False, object_store_memory=500 * 2**20)
     yield
     ray.shutdown()
 
