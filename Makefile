@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo-data
 
-.PHONY: demo test check clean
+.PHONY: demo test test-on-ray test-without check clean
 
 demo: .venv/.installed
 	@test -f $(DEMO)/test-00000.parquet || $(BIN)/python -m pipelines data shapes --to $(DEMO) --images 3600
@@ -12,7 +12,14 @@ demo: .venv/.installed
 	$(BIN)/python -m pipelines evaluate runs/demo knn retrieval
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@$(MAKE) --no-print-directory -j2 test-on-ray test-without
+
+# Side by side, since the tests on Ray mostly wait for processes to start.
+test-on-ray:
+	$(BIN)/python -m pytest -m ray
+
+test-without:
+	$(BIN)/python -m pytest -m 'not ray'
 
 check: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -15,15 +15,6 @@ from PIL import Image
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU, also where there is a GPU
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray first and all in one process of pytest-xdist, since they share a cluster; the others beside them."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Four logical CPUs, whatever the machine has: workers and data stages then run side by side everywhere."""
