@@ -14,7 +14,7 @@ demo: .venv/.installed
 test: .venv/.installed-dev
 	@$(MAKE) --no-print-directory -j2 test-on-ray test-without
 
-# Side by side, since the tests on Ray mostly wait for processes to start.
+# Side by side: neither of them keeps two cores busy by itself.
 test-on-ray:
 	$(BIN)/python -m pytest -m ray
 

@@ -18,8 +18,8 @@ def demo() -> Recipe:
         python -m pipelines evaluate RUN knn
 
     Of no paper; ours: 41.33 by kNN, beside random initialization 25.17 and raw pixels 24.00. In so few steps small
-    batches and a lambda near 1 learn most, and a small queue keeps up with the fast teacher. The loss falls at first,
-    and rises again where the teacher's relations, which it is to match, become finer.
+    batches and a lambda near 1 learn most, and a small queue keeps up with the fast teacher. The loss falls
+    from 4.7 to 3.6 within 80 of its 224 steps and ends at 3.9; why it rises again was not looked into.
     """
     online = replace(views.strong("online", 32), blur=0.0, crop_scale=(0.3, 1.0))
     return Recipe(

@@ -17,7 +17,7 @@ from methods.optim import Optimizer
 from methods.views import View, strong, weak
 from pipelines import transfer
 from pipelines.errors import UserError
-from pipelines.evaluate import PROTOCOLS, Options, Ready, Subject, defaults, evaluate, subject
+from pipelines.evaluate import Options, Ready, Subject, defaults, evaluate, subject
 from pipelines.pretrain import pretrain
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import Data
@@ -105,9 +105,8 @@ def test_random_initialization_is_what_the_run_began_with(run: Path) -> None:
 
 def test_linear_through_the_loop_leaves_the_backbone_alone(run: Path) -> None:
     chosen = options(run)
-    chosen = replace(chosen, linear=replace(chosen.linear, augment="crop_flip"))
-    figures, _ = PROTOCOLS["linear"](Ready(subject(str(run), chosen), chosen), "trained")
-    assert 0 <= figures["top1"] <= 1
+    figures = evaluate(str(run), ["linear"], replace(chosen, linear=replace(chosen.linear, augment="crop_flip")))
+    assert 0 <= figures["linear"]["top1"] <= 1
     [folder] = (run / "evaluation").glob("linear-4-*")
     state, _ = Checkpoints(open_folder(str(folder)) / "checkpoints").newest()
     before, _ = Checkpoints(open_folder(str(run)) / "checkpoints").newest()
