@@ -97,6 +97,36 @@ def check_dashboard(patience: float = 30.0) -> None:
             time.sleep(1.0)
 
 
+@contextmanager
+def nothing_left(patience: float = 60.0) -> Iterator[None]:
+    """Around trials that may be stopped early: removes the placement groups that are left of them.
+
+    A controller of Ray Train whose workers are gone reserves room for others before it is ended itself; where the
+    search ends just then, its cleaner goes with it, and the reservation, which belongs to no job, would stay.
+    """
+    import ray
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+    from ray.util.state import list_actors, list_placement_groups
+
+    job = ray.get_runtime_context().get_job_id()
+
+    def groups() -> set[str]:
+        found = list_placement_groups(filters=[("state", "!=", "REMOVED")], limit=10_000)
+        return {group.placement_group_id for group in found if group.creator_job_id == job}
+
+    before = groups()
+    try:
+        yield
+    finally:
+        limit = time.monotonic() + patience
+        alive = [("class_name", "=", "TrainController"), ("job_id", "=", job), ("state", "!=", "DEAD")]
+        while list_actors(filters=alive) and time.monotonic() < limit:
+            time.sleep(0.5)
+        for group in groups() - before:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+
+
 def absolute(pattern: str) -> str:
     """A pattern that means the same in every process."""
     return pattern if not pattern or "://" in pattern else str(Path(pattern).expanduser().absolute())
