@@ -97,33 +97,64 @@ def check_dashboard(patience: float = 30.0) -> None:
             time.sleep(1.0)
 
 
-@contextmanager
-def nothing_left(patience: float = 60.0) -> Iterator[None]:
-    """Around trials that may be stopped early: removes the placement groups that are left of them.
+class Reservations(Callback):
+    """Removes the placement groups that nobody uses any more: Tune calls it between trials' reports, and at the end.
 
-    A controller of Ray Train whose workers are gone reserves room for others before it is ended itself; where the
-    search ends just then, its cleaner goes with it, and the reservation, which belongs to no job, would stay.
+    A trial that is stopped early loses its driver and workers first; its controller may then reserve room for other
+    workers and be ended before these start. Ray's own cleaner is told of a reservation when the workers run, so that
+    this one would stay for ever (Ray 2.60), and hold its CPUs and GPUs back from the trials to come.
     """
-    import ray
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-    from ray.util.state import list_actors, list_placement_groups
 
-    job = ray.get_runtime_context().get_job_id()
+    EVERY = 15.0
+    """Seconds between two looks; a reservation without an actor at two of them is one that nobody uses."""
 
-    def groups() -> set[str]:
-        found = list_placement_groups(filters=[("state", "!=", "REMOVED")], limit=10_000)
+    def __init__(self) -> None:
+        self.unused: set[str] = set()
+        self.looked = 0.0
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        self.others = self.reserved()  # what was there before is not ours to judge
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() - self.looked > self.EVERY:
+            self.looked = time.monotonic()
+            unused = self.reserved() - self.others - self.used()
+            self.remove(unused & self.unused)
+            self.unused = unused
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        limit = time.monotonic() + 60
+        while self.reserved() - self.others and self.controllers() and time.monotonic() < limit:
+            time.sleep(0.5)
+        self.remove(self.reserved() - self.others)
+
+    def reserved(self) -> set[str]:
+        """Of this job."""
+        import ray
+        from ray.util.state import list_placement_groups
+
+        job = ray.get_runtime_context().get_job_id()
+        found = list_placement_groups(filters=[("state", "=", "CREATED")], limit=10_000)
         return {group.placement_group_id for group in found if group.creator_job_id == job}
 
-    before = groups()
-    try:
-        yield
-    finally:
-        limit = time.monotonic() + patience
+    def used(self) -> set[str]:
+        from ray.util.state import list_actors
+
+        return {a.placement_group_id for a in list_actors(filters=[("state", "!=", "DEAD")], limit=10_000, detail=True)}
+
+    def controllers(self) -> bool:
+        import ray
+        from ray.util.state import list_actors
+
+        job = ray.get_runtime_context().get_job_id()
         alive = [("class_name", "=", "TrainController"), ("job_id", "=", job), ("state", "!=", "DEAD")]
-        while list_actors(filters=alive) and time.monotonic() < limit:
-            time.sleep(0.5)
-        for group in groups() - before:
+        return bool(list_actors(filters=alive))
+
+    def remove(self, groups: set[str]) -> None:
+        from ray._raylet import PlacementGroupID
+        from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+        for group in groups:
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
@@ -282,7 +313,7 @@ def run_trials(
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
             failure_config=tune.FailureConfig(max_failures=2),  # of drivers that died: what fails is a result
-            callbacks=[watch, JsonLoggerCallback()],  # from its files a ResultGrid makes its frame
+            callbacks=[watch, Reservations(), JsonLoggerCallback()],  # from its files a ResultGrid makes its frame
             verbose=0,
         ),
     )
