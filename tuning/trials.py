@@ -140,14 +140,15 @@ class Reservations(Callback):
     def used(self) -> set[str]:
         from ray.util.state import list_actors
 
-        return {a.placement_group_id for a in list_actors(filters=[("state", "!=", "DEAD")], limit=10_000, detail=True)}
+        actors = list_actors(filters=[("state", "!=", "DEAD")], limit=10_000, detail=True)
+        return {actor.placement_group_id for actor in actors if actor.placement_group_id}
 
     def controllers(self) -> bool:
         import ray
         from ray.util.state import list_actors
 
         job = ray.get_runtime_context().get_job_id()
-        alive = [("class_name", "=", "TrainController"), ("job_id", "=", job), ("state", "!=", "DEAD")]
+        alive: list[Any] = [("class_name", "=", "TrainController"), ("job_id", "=", job), ("state", "!=", "DEAD")]
         return bool(list_actors(filters=alive))
 
     def remove(self, groups: set[str]) -> None:

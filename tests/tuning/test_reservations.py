@@ -1,0 +1,41 @@
+"""Placement groups that stopped trials leave behind are removed, and no others."""
+
+import pytest
+
+from tuning.trials import Reservations
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def test_a_reservation_without_an_actor_is_removed_at_the_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    def reserve() -> PlacementGroup:
+        group = placement_group([{"CPU": 0.1}], lifetime="detached")  # as Ray Train makes them
+        ray.get(group.ready())
+        return group
+
+    @ray.remote(num_cpus=0.1)
+    class Worker:
+        def works(self) -> bool:
+            return True
+
+    monkeypatch.setattr(Reservations, "EVERY", 0.0)
+    others = reserve()
+    reservations = Reservations()
+    reservations.setup()
+    before = reservations.others
+    assert others.id.hex() in before
+    group, left = reserve(), reserve()
+    worker = Worker.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()  # type: ignore[attr-defined]
+    assert ray.get(worker.works.remote())
+    reservations.on_step_end(1, [])
+    assert reservations.reserved() - before == {group.id.hex(), left.id.hex()}
+    reservations.on_step_end(2, [])
+    assert reservations.reserved() - before == {group.id.hex()}
+    ray.kill(worker)
+    reservations.on_experiment_end([])
+    assert reservations.reserved() == before
+    remove_placement_group(others)
