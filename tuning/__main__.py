@@ -17,7 +17,7 @@ from tuning.grid import PROFILES, find_grid, grids
 
 def list_(arguments: list[str]) -> None:
     """Every grid with its paper, table, cells and cost."""
-    from tuning.cost import MACHINE, hours, shown
+    from tuning.cost import MACHINE, STARTS, hours, shown
 
     tyro.cli(lambda: None, args=arguments, prog="python -m tuning list", description=list_.__doc__)
     table = Table(Column("grid", no_wrap=True), "paper", "table", "cells", "what varies", *PROFILES)
@@ -32,7 +32,7 @@ def list_(arguments: list[str]) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table)
-    console.print(f"Cost of all cells, one seed, pretraining alone, on {MACHINE}.")
+    console.print(f"Cost of all cells, one seed, on {MACHINE}: pretraining, and {STARTS:.0f} s a trial besides.")
 
 
 def sweep(arguments: list[str]) -> None:

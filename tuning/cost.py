@@ -1,4 +1,4 @@
-"""What a grid costs: images to train on, over images/s that were measured."""
+"""What a grid costs: images to train on, over images/s that were measured, and what each trial takes besides."""
 
 from collections.abc import Mapping
 
@@ -41,6 +41,9 @@ OTHERS: Mapping[tuple[str, Profile], float] = {
 """Images/s of other methods' steps, by recipe and profile, on `MACHINE`: measured by `python -m pipelines bench recipe
 NAME` with the profile's fields (of the largest set of tasks, of the default noise), `smoke` as `small`. `dfgan_celeba`
 has the networks of `dfgan_stl10`."""
+STARTS = 40.0
+"""Seconds a trial for the start of its processes and its evaluation, on `MACHINE`: `smoke` sweeps of ReSSL's Table 1
+and SCE's Table 6, which hardly train, took 35 and 51."""
 
 
 def images(recipe: Recipe, dataset: str) -> int:
@@ -49,9 +52,10 @@ def images(recipe: Recipe, dataset: str) -> int:
 
 
 def hours(grid: Grid, profile: Profile) -> float | None:
-    """Pretraining of all trials of a profile, one seed, on `MACHINE`; None where a network was not measured.
+    """Of all trials of a profile, one seed, on `MACHINE`; None where a network was not measured.
 
-    A symmetric loss counts twice: each view passes both networks. What trials start from is not counted.
+    A symmetric loss counts twice: each view passes both networks. What trials start from is not counted, and of the
+    evaluation only what `STARTS` covers.
     """
     total = 0.0
     for cell in {grid.trial(cell): cell for cell in grid.cells(profile)}.values():
@@ -64,7 +68,7 @@ def hours(grid: Grid, profile: Profile) -> float | None:
         rate = OTHERS.get((base, "small" if profile == "smoke" else profile), RATES.get((recipe.backbone, pixels)))
         if rate is None or dataset not in IMAGES:
             return None
-        total += passes * images(recipe, dataset) / rate / 3600
+        total += (passes * images(recipe, dataset) / rate + STARTS) / 3600
     return total
 
 

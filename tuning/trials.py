@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,15 @@ def check_dashboard(patience: float = 30.0) -> None:
             time.sleep(1.0)
 
 
+@contextmanager
+def unanswered_ignored() -> Iterator[None]:
+    """Of a dashboard that is slow or gone: no trial is lost for it."""
+    from ray.util.state.exception import RayStateApiException
+
+    with suppress(RayStateApiException, ConnectionError, ValueError):
+        yield
+
+
 class Reservations(Callback):
     """Removes the placement groups that nobody uses any more: Tune calls it between trials' reports, and at the end.
 
@@ -109,24 +118,29 @@ class Reservations(Callback):
     """Seconds between two looks; a reservation without an actor at two of them is one that nobody uses."""
 
     def __init__(self) -> None:
+        self.others: set[str] | None = None
         self.unused: set[str] = set()
         self.looked = 0.0
 
     def setup(self, *args: Any, **info: Any) -> None:
-        self.others = self.reserved()  # what was there before is not ours to judge
+        with unanswered_ignored():
+            self.others = self.reserved()  # what was there before is not ours to judge
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if time.monotonic() - self.looked > self.EVERY:
+        if self.others is not None and time.monotonic() - self.looked > self.EVERY:
             self.looked = time.monotonic()
-            unused = self.reserved() - self.others - self.used()
-            self.remove(unused & self.unused)
-            self.unused = unused
+            with unanswered_ignored():
+                unused = self.reserved() - self.others - self.used()
+                self.remove(unused & self.unused)
+                self.unused = unused
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        limit = time.monotonic() + 60
-        while self.reserved() - self.others and self.controllers() and time.monotonic() < limit:
-            time.sleep(0.5)
-        self.remove(self.reserved() - self.others)
+        if self.others is not None:
+            limit = time.monotonic() + 60
+            with unanswered_ignored():
+                while self.reserved() - self.others and self.controllers() and time.monotonic() < limit:
+                    time.sleep(0.5)
+                self.remove(self.reserved() - self.others)
 
     def reserved(self) -> set[str]:
         """Of this job."""

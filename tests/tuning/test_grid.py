@@ -203,11 +203,12 @@ def test_the_list_shows_whole_names_and_costs_also_in_a_pipe(capsys: pytest.Capt
         assert all(re.fullmatch(r"[\d.,]+ (min|h|d)", cost) for cost in words[6:9]), words
 
 
-def test_cost_is_images_over_measured_images_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cost_is_images_over_measured_images_a_second_and_the_starts_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tuning.cost.RATES", {("resnet20", 32): 200.0})
     grid = find_grid("sce_table1")
-    assert hours(grid, "small") == pytest.approx(11 * 10 * 10_000 / 200 / 3600)
+    monkeypatch.setattr("tuning.cost.STARTS", 60.0)
+    assert hours(grid, "small") == pytest.approx(11 * (10 * 10_000 / 200 + 60) / 3600)
     assert hours(grid, "paper") is None
     symmetric = find_grid("sce_table4")
-    assert hours(symmetric, "small") == pytest.approx((5 + 2 * 3) * 10 * 10_000 / 200 / 3600)
+    assert hours(symmetric, "small") == pytest.approx(((5 + 2 * 3) * 10 * 10_000 / 200 + 8 * 60) / 3600)
     assert [shown(value) for value in (None, 0.001, 0.5, 3.25, 480.0)] == ["-", "1 min", "30 min", "3.2 h", "20 d"]

@@ -1,12 +1,36 @@
 """Placement groups that stopped trials leave behind are removed, and no others."""
 
 import pytest
+from ray.util.state.exception import RayStateApiException
 
 from tuning.trials import Reservations
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+def test_a_dashboard_that_does_not_answer_costs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unanswered(self: Reservations) -> set[str]:
+        raise RayStateApiException("too slow")
+
+    def never(self: Reservations, groups: set[str]) -> None:
+        raise AssertionError(groups)
+
+    monkeypatch.setattr(Reservations, "EVERY", 0.0)
+    monkeypatch.setattr(Reservations, "remove", never)
+    with monkeypatch.context() as gone:
+        gone.setattr(Reservations, "reserved", unanswered)
+        unheard = Reservations()
+        unheard.setup()
+    monkeypatch.setattr(Reservations, "reserved", lambda self: {"of somebody else"})
+    unheard.on_step_end(1, [])  # what was there before it could not learn: it removes nothing
+    unheard.on_experiment_end([])
+    reservations = Reservations()
+    reservations.setup()
+    monkeypatch.setattr(Reservations, "reserved", unanswered)
+    reservations.on_step_end(1, [])
+    reservations.on_experiment_end([])
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_reservation_without_an_actor_is_removed_at_the_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
     from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -27,7 +51,7 @@ def test_a_reservation_without_an_actor_is_removed_at_the_second_look(monkeypatc
     reservations = Reservations()
     reservations.setup()
     before = reservations.others
-    assert others.id.hex() in before
+    assert before is not None and others.id.hex() in before
     group, left = reserve(), reserve()
     worker = Worker.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group)).remote()  # type: ignore[attr-defined]
     assert ray.get(worker.works.remote())
