@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
+from ray.util.state.exception import RayStateApiException
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -27,6 +28,8 @@ from pipelines.place import placed
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import open_source, selected
 
+UNANSWERED = (RayStateApiException, ConnectionError, ValueError)
+"""What asking Ray's dashboard raises where it is slow or gone."""
 DRIVER_CPUS = 0.05
 DATA_CPUS = 1.0
 """Left free of drivers and workers: the largest data task."""
@@ -81,14 +84,13 @@ def check_dashboard(patience: float = 30.0) -> None:
     ever.
     """
     from ray.util.state import list_nodes
-    from ray.util.state.exception import RayStateApiException
 
     limit = time.monotonic() + patience
     while True:
         try:
             list_nodes(limit=1, timeout=10)
             return
-        except (RayStateApiException, ConnectionError, ValueError) as error:
+        except UNANSWERED as error:
             if time.monotonic() > limit:
                 raise UserError(
                     f"stopping trials early needs Ray's dashboard, which does not answer ({error}): "
@@ -97,25 +99,19 @@ def check_dashboard(patience: float = 30.0) -> None:
             time.sleep(1.0)
 
 
-@contextmanager
-def unanswered_ignored() -> Iterator[None]:
-    """Of a dashboard that is slow or gone: no trial is lost for it."""
-    from ray.util.state.exception import RayStateApiException
-
-    with suppress(RayStateApiException, ConnectionError, ValueError):
-        yield
-
-
 class Reservations(Callback):
     """Removes the placement groups that nobody uses any more: Tune calls it between trials' reports, and at the end.
 
     A trial that is stopped early loses its driver and workers first; its controller may then reserve room for other
     workers and be ended before these start. Ray's own cleaner is told of a reservation when the workers run, so that
-    this one would stay for ever (Ray 2.60), and hold its CPUs and GPUs back from the trials to come.
+    this one would stay for ever (Ray 2.60), and hold its CPUs and GPUs back from the trials to come. A dashboard that
+    does not answer costs no trial: nothing is removed then.
     """
 
     EVERY = 15.0
     """Seconds between two looks; a reservation without an actor at two of them is one that nobody uses."""
+    PATIENCE = 60.0
+    """Seconds that the end waits, at most, for the trials' controllers to end: one that lives may reserve anew."""
 
     def __init__(self) -> None:
         self.others: set[str] | None = None
@@ -123,27 +119,27 @@ class Reservations(Callback):
         self.looked = 0.0
 
     def setup(self, *args: Any, **info: Any) -> None:
-        with unanswered_ignored():
+        with suppress(*UNANSWERED):
             self.others = self.reserved()  # what was there before is not ours to judge
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self.others is not None and time.monotonic() - self.looked > self.EVERY:
             self.looked = time.monotonic()
-            with unanswered_ignored():
+            with suppress(*UNANSWERED):
                 unused = self.reserved() - self.others - self.used()
                 self.remove(unused & self.unused)
                 self.unused = unused
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         if self.others is not None:
-            limit = time.monotonic() + 60
-            with unanswered_ignored():
+            limit = time.monotonic() + self.PATIENCE
+            with suppress(*UNANSWERED):
                 while self.reserved() - self.others and self.controllers() and time.monotonic() < limit:
-                    time.sleep(0.5)
+                    time.sleep(0.5)  # Ray tells nobody that an actor has ended: it must be asked again
                 self.remove(self.reserved() - self.others)
 
     def reserved(self) -> set[str]:
-        """Of this job."""
+        """This job's placement groups that hold resources, by their ids in hex."""
         import ray
         from ray.util.state import list_placement_groups
 
@@ -152,12 +148,14 @@ class Reservations(Callback):
         return {group.placement_group_id for group in found if group.creator_job_id == job}
 
     def used(self) -> set[str]:
+        """Those with an actor that lives, or is about to."""
         from ray.util.state import list_actors
 
         actors = list_actors(filters=[("state", "!=", "DEAD")], limit=10_000, detail=True)
         return {actor.placement_group_id for actor in actors if actor.placement_group_id}
 
     def controllers(self) -> bool:
+        """Whether one of this job's trials still has Ray Train's controller."""
         import ray
         from ray.util.state import list_actors
 
