@@ -1,4 +1,4 @@
-"""Backbones: uint8 images in, pooled features out.
+"""Backbones: uint8 images or clips in, pooled features out.
 
 `resnet20` is the residual net for CIFAR of He et al. 2016 (arXiv 1512.03385, section 4.2). The others are torchvision's
 and timm's, without their classifiers and with their own initialization (no zero-initialized residuals, which
@@ -18,23 +18,43 @@ normalization, batch norm after every convolution, SAME padding and no last pool
 normalization, batch norm after conv5 alone. Both batch norms have the released code's decay (.975, here momentum
 .025) and epsilon (1e-3). `own`: the method brings its own network (dfgan's discriminator, autoencoder's encoder).
 
-Shapes: B images, C channels, H x W pixels.
+For clips, of chapter 5 of that thesis (section 5.2.3), where its released code (sjenni/temporal-ssl) fills in:
+- `c3d`, "the smaller variant of the C3D architecture": five convolutions of 3 x 3 x 3, 64, 128, 256, 256 and 256 wide,
+  a pooling behind each, of space alone behind the first; two fully connected layers of 2048, whose last output are the
+  features, as transfer drops the last layer alone. Batch norm (decay .975, here momentum .025; epsilon 1e-3) and ReLU
+  follow each of the seven; no dropout, and the initial weights are Glorot's uniform ones (all as the code). Poolings
+  keep what an odd side leaves over (its SAME padding): fc6 sees 1 x 4 x 4 cells of 16 frames of 112 px, 1 x 2 x 2 of
+  48 px, and no clip is so small that nothing is left. Its layers have pool5 too, the default
+  features in the code, where section 5.3 says conv5. `c3d:small` is ours, for experiments on CPUs: each width a
+  quarter, 16, 32, 64, 64 and 64, fc6 and fc7 512.
+- `resnet3d18`, the 3D-ResNet-18: a stem of 7 x 7 without time and a pooling, two stages of blocks without time, two
+  with; time is halved in stages 3 and 4. Made of torchvision's blocks. Deviations: the code projects every shortcut,
+  by a slip (its test reads the axis of time), here those do that change the shape; its batch norm's decay is .997, here
+  torchvision's, .9; torch pads the stem's pooling on both sides, SAME on one.
+- `r2plus1d18` is torchvision's R(2+1)D-18 (Tran et al., 2018). Deviations: the code's convolutions over time keep
+  the width of what they get and start at the identity, have no batch norm before them, and a last batch norm follows
+  the pooling; torchvision's are wider, so that a pair has the parameters of one 3D convolution, and have one.
+
+Shapes: B images or clips, T frames, C channels, H x W pixels.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.video import resnet as video
 
 RESNETS = {"resnet18": models.resnet18, "resnet34": models.resnet34, "resnet50": models.resnet50}
 EFFICIENTNETS = {"efficientnet_b0": models.efficientnet_b0, "efficientnet_b1": models.efficientnet_b1}
-NAMES = ("resnet20", *RESNETS, *EFFICIENTNETS, "mobilenet_v3_large", "alexnet", "alexnet:lrn")
+CLIPS = ("c3d", "c3d:small", "resnet3d18", "r2plus1d18")
+"""Those that take clips."""
+NAMES = ("resnet20", *RESNETS, *EFFICIENTNETS, "mobilenet_v3_large", "alexnet", "alexnet:lrn", *CLIPS)
 """What `build` makes, beside `timm:NAME` and the ResNets' `:small` and `:large`."""
 OWN = "own"
 """Stands for a backbone where the method has its own network."""
@@ -43,14 +63,15 @@ SMALL = 64
 
 
 class Backbone(nn.Module):
-    """Normalizes images and maps them to features; whole in itself, so that an export needs nothing else.
+    """Normalizes images or clips and maps them to features; whole in itself, so that an export needs nothing else.
 
     Args:
-        network: normalized float (B, C, H, W) -> (B, dim).
+        network: normalized float (B, C, H, W), or of clips (B, T, C, H, W) -> (B, dim).
         dim: width of the features.
         mean, std: of each channel, of images scaled to [0, 1].
         layers: what `maps` and `layerwise` name, from the first to the last -> the module in `network` whose output
-            (B, c, h, w) it is. Parameters are registered in the order of the layers.
+            it is: (B, c, h, w), of clips (B, c, t, h, w), of a fully connected layer (B, c). Parameters are registered
+            in the order of the layers.
 
     Raises:
         ValueError: `mean` and `std` of different lengths, or a `std` that is not above 0.
@@ -77,15 +98,15 @@ class Backbone(nn.Module):
         self.register_buffer("std", 255.0 * torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W), or float in the same range 0 to 255 -> (B, dim).
+        """uint8 (B, C, H, W), of clips (B, T, C, H, W), or float in the same range 0 to 255 -> (B, dim).
 
         The features have the dtype of the buffers, which is float32 under autocast too.
         """
         return self.network((images - self.mean) / self.std).to(self.mean.dtype)
 
     def maps(self, images: Tensor) -> dict[str, Tensor]:
-        """Images as of `forward` -> the output (B, c, h, w) of each of `layers`, with its gradient; and the features
-        as `features` (B, dim)."""
+        """Images or clips as of `forward` -> the output of each of `layers`, with its gradient; and the features as
+        `features` (B, dim)."""
         found: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -98,6 +119,18 @@ class Backbone(nn.Module):
             for hook in hooks:
                 hook.remove()
         return {**found, "features": features}
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def channels_last(module: M) -> M:
+    """Lays out parameters of 4 dimensions as channels_last and those of 5 as channels_last_3d; returns the module."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.to(memory_format=formats[parameter.dim()])
+    return module
 
 
 class _Block(nn.Module):
@@ -166,6 +199,76 @@ def alexnet(channels: int = 3, *, lrn: bool = False) -> nn.Sequential:
     )
 
 
+class _Clips(nn.Module):
+    """(B, T, C, H, W) -> (B, C, T, H, W), of which convolutions over time see the channels last: so they are faster.
+
+    Args:
+        size: (T, H, W), where the network takes no other.
+
+    Raises:
+        ValueError: no clips, or clips of another size.
+    """
+
+    def __init__(self, size: tuple[int, int, int] | None = None) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, clips: Tensor) -> Tensor:
+        if clips.dim() != 5:
+            raise ValueError(f"this backbone takes clips (B, T, C, H, W), got the shape {tuple(clips.shape)}")
+        x = clips.transpose(1, 2)
+        if self.size and x.shape[2:] != self.size:
+            (t, h, w), (frames, height, width) = self.size, x.shape[2:]
+            raise ValueError(
+                f"c3d was made for clips of {t} frames of {h} x {w} pixels, as its fc6 needs, and got {frames} frames "
+                f"of {height} x {width}: give clips of that size"
+            )
+        return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def c3d(clip: tuple[int, ...], widths: Sequence[int], hidden: int) -> nn.Sequential:
+    """Normalized float (B, T, C, H, W) -> (B, hidden), the output of fc7.
+
+    Args:
+        clip: (T, C, H, W), each at least 1.
+        widths: of conv1 to conv5.
+        hidden: width of fc6 and of fc7.
+    """
+
+    def layer(module: nn.Conv3d | nn.Linear, norm: nn.Module) -> nn.Sequential:
+        nn.init.xavier_uniform_(module.weight)
+        return nn.Sequential(module, norm, nn.ReLU())
+
+    def full(fan_in: int) -> nn.Sequential:
+        return layer(nn.Linear(fan_in, hidden, bias=False), nn.BatchNorm1d(hidden, eps=1e-3, momentum=0.025))
+
+    frames, channels, height, width = clip
+    layers: OrderedDict[str, nn.Module] = OrderedDict(clips=_Clips((frames, height, width)))
+    for n, (fan_in, fan_out) in enumerate(pairwise([channels, *widths]), 1):
+        conv = nn.Conv3d(fan_in, fan_out, 3, padding=1, bias=False)
+        layers[f"conv{n}"] = layer(conv, nn.BatchNorm3d(fan_out, eps=1e-3, momentum=0.025))
+        layers[f"pool{n}"] = nn.MaxPool3d((1 if n == 1 else 2, 2, 2), ceil_mode=True)
+    cells = -(-frames // 16) * -(-height // 32) * -(-width // 32)  # four poolings of time, five of space, rounded up
+    return nn.Sequential(layers | OrderedDict(flatten=nn.Flatten(), fc6=full(cells * widths[-1]), fc7=full(hidden)))
+
+
+def resnet3d(channels: int = 3, *, split: bool = False) -> nn.Sequential:
+    """Normalized float (B, T, channels, H, W) -> (B, 512): resnet3d18, or with `split` r2plus1d18."""
+    width = 45 if split else 64
+    stem: list[nn.Module] = [nn.Conv3d(channels, width, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False)]
+    if split:
+        over_time = nn.Conv3d(width, 64, (3, 1, 1), padding=(1, 0, 0), bias=False)
+        stem += [nn.BatchNorm3d(width), nn.ReLU(inplace=True), over_time]
+    stem += [nn.BatchNorm3d(64), nn.ReLU(inplace=True)]
+    flat, deep = video.Conv3DNoTemporal, video.Conv3DSimple
+    convs = [video.Conv2Plus1D] * 4 if split else [flat, flat, deep, deep]
+    made = video.VideoResNet(video.BasicBlock, convs, [2, 2, 2, 2], lambda: nn.Sequential(*stem))
+    pool = OrderedDict() if split else OrderedDict(pool=nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)))
+    stages = OrderedDict(stage1=made.layer1, stage2=made.layer2, stage3=made.layer3, stage4=made.layer4)
+    ends = OrderedDict(mean=nn.AdaptiveAvgPool3d(1), flatten=nn.Flatten())
+    return nn.Sequential(OrderedDict(clips=_Clips(), stem=made.stem) | pool | stages | ends)
+
+
 def _replace_first_conv(
     network: nn.Module, channels: int, kernel: int | None = None, stride: int | None = None
 ) -> None:
@@ -177,7 +280,7 @@ def _replace_first_conv(
     network.set_submodule(name, new)
 
 
-def _timm(name: str, image: tuple[int, int, int]) -> tuple[nn.Module, int]:
+def _timm(name: str, image: tuple[int, ...]) -> tuple[nn.Module, int]:
     try:
         import timm
     except ImportError as error:
@@ -199,26 +302,36 @@ def _timm(name: str, image: tuple[int, int, int]) -> tuple[nn.Module, int]:
     return network, getattr(network, "head_hidden_size", network.num_features)
 
 
-def build(name: str, *, image: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]) -> Backbone:
+def build(name: str, *, image: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Backbone:
     """A backbone with random weights, which takes them from torch's generator.
 
     Args:
         name: one of `NAMES`; a ResNet of torchvision with `:small` or `:large` for its stem, which is else small
             up to 64 px; or `timm:NAME`, any model of timm.
-        image: (C, H, W) of the images. H and W choose the stem, and the patches of timm's transformers.
+        image: (C, H, W) of the images; H and W choose the stem, and the patches of timm's transformers. For a name of
+            `CLIPS` (T, C, H, W) of the clips, which c3d then takes in this size alone.
         mean, std: of each channel, of images scaled to [0, 1].
 
     Raises:
-        ValueError: an unknown name (the message has the nearest), timm not installed, or `mean` not of C channels.
+        ValueError: an unknown name (the message has the nearest), a backbone for images where there are clips or the
+            other way round, timm not installed, or `mean` not of C channels.
     """
-    channels = image[0]
+    kind, _, variant = name.partition(":")
+    known = [*NAMES, *(f"{r}:{stem}" for r in RESNETS for stem in ("small", "large"))]
+    if kind != "timm" and name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f", did you mean {near[0]}?" if near else "."
+        raise ValueError(f"unknown backbone {name}{hint} There are {', '.join(known)} and timm:NAME")
+    if len(image) != (4 if name in CLIPS else 3):
+        takes, other = ("clips (T, C, H, W)", "resnet18") if name in CLIPS else ("images (C, H, W)", ", ".join(CLIPS))
+        raise ValueError(f"backbone {name} takes {takes}, and the view has the shape {image}: choose {other}")
+    channels = image[-3]
     layers: Mapping[str, str] = {}
     if len(mean) != channels:
         raise ValueError(f"images of {channels} channels, but a mean of {len(mean)}: {tuple(mean)}")
-    kind, _, variant = name.partition(":")
     if kind == "timm":
         network, dim = _timm(variant, image)
-    elif kind in RESNETS and variant in ("", "small", "large"):
+    elif kind in RESNETS:
         network = RESNETS[kind](weights=None)
         dim, network.fc = network.fc.in_features, nn.Identity()
         layers = {"stem": "relu", **{f"stage{n}": f"layer{n}" for n in range(1, 5)}}
@@ -243,9 +356,11 @@ def build(name: str, *, image: tuple[int, int, int], mean: Sequence[float], std:
         layers = {f"stage{n}": f"features.{n}" for n in range(len(network.features))}
         if channels != 3:
             _replace_first_conv(network, channels)
+    elif kind == "c3d":
+        dim, widths = (512, (16, 32, 64, 64, 64)) if variant else (2048, (64, 128, 256, 256, 256))
+        network = c3d(image, widths, dim)
+        layers = {name: name for name in (*(f"conv{n}" for n in range(1, 6)), "pool5", "fc6", "fc7")}
     else:
-        known = [*NAMES, *(f"{r}:{stem}" for r in RESNETS for stem in ("small", "large"))]
-        near = get_close_matches(name, known, n=1)
-        hint = f", did you mean {near[0]}?" if near else "."
-        raise ValueError(f"unknown backbone {name}{hint} There are {', '.join(known)} and timm:NAME")
+        network, dim = resnet3d(channels, split=name == "r2plus1d18"), 512
+        layers = {name: name for name in ("stem", *(f"stage{n}" for n in range(1, 5)))}
     return Backbone(network, dim, mean, std, layers)

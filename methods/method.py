@@ -7,17 +7,19 @@ and `METHOD`, which names that subclass; it is built as `METHOD(config, backbone
 Nothing is registered: the method's name is the name of its file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from methods.backbones import Backbone
 
 Batch = Mapping[str, Tensor]
-"""Columns of a batch: one a view, uint8 (B, C, H, W); `<view>.parameters` float32 (B, P);
-`index` int64 (B,), the sample's position in the dataset; `label` int64 (B,) where there is one."""
+"""Columns of a batch: one a view, uint8 (B, C, H, W), of clips (B, T, C, H, W); `<view>.parameters` float32 (B, P);
+`index` int64 (B,), the sample's position in the dataset; `label` int64 (B,) where there is one; `pose` float32
+(B, J, 3) where joints are learned."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,21 @@ class Step(NamedTuple):
     """Scalar, attached: the mean over this rank's samples."""
     log: Mapping[str, Tensor]
     """Detached scalars worth a curve."""
+
+
+class Answers(NamedTuple):
+    """What a method says of samples in its own task, and what is true: k answers a sample."""
+
+    said: Tensor
+    """int64 (B, k), classes from 0."""
+    true: Tensor
+    """int64 (B, k)."""
+    classes: int
+
+    @staticmethod
+    def joined(parts: "Sequence[Answers]") -> "Answers":
+        """Those of several batches as of one."""
+        return Answers(torch.cat([p.said for p in parts]), torch.cat([p.true for p in parts]), parts[0].classes)
 
 
 class Method(nn.Module):
@@ -92,6 +109,11 @@ class Method(nn.Module):
     def task(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
         """How well it does its own task, with running statistics: figures of any shape, each a mean over the batch.
         Moves no state."""
+        return {}
+
+    def answers(self, batch: Batch, clock: Clock) -> Mapping[str, Answers]:
+        """What it says of each sample, with running statistics, by the question's name: for figures that need more than
+        means. Moves no state."""
         return {}
 
     def pictures(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:

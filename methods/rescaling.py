@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from methods.parts import normal
 
-Affine = nn.Conv2d | nn.Linear
+Affine = nn.Conv2d | nn.Conv3d | nn.Linear
 BatchNorm = nn.modules.batchnorm._BatchNorm
 EQUAL = 1.05
 """Rates are equal where the highest is below so many times the lowest."""
@@ -142,7 +142,7 @@ def rescale_within(network: nn.Module, images: Tensor, layers: list[Layer]) -> N
     def hook(layer: Layer) -> None:
         def scaled(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             weight, bias, norm = layer.module.weight, layer.module.bias, layer.norm
-            axis = 1 if isinstance(module, nn.Conv2d) else -1
+            axis = -1 if isinstance(module, nn.Linear) else 1
             sigma, mu = torch.std_mean(output.movedim(axis, 0).flatten(1), dim=1, correction=0)  # (channels,)
             sigma = torch.where(sigma > 1e-6 * sigma.max(), sigma, 1.0)
             mu = mu if bias is not None else torch.zeros_like(mu)

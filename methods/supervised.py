@@ -1,18 +1,22 @@
 """Supervised: linear classifiers on a backbone, which is frozen (linear evaluation) or trained (fine-tuning).
 
-View: `image`; the batch holds `label`. Frozen is really frozen: no gradient, and batch norm keeps the running
-statistics of pretraining, as in the papers' evaluations (MoCo's, SimSiam's and ReSSL's code put the model in eval
-mode). A classifier starts at N(0, .01), its bias at 0, as in MoCo's code; the papers do not say.
+View: one, of any name, of images or of clips; the batch holds `label`. Frozen is really frozen: no gradient, and batch
+norm keeps the running statistics of pretraining, as in the papers' evaluations (MoCo's, SimSiam's and ReSSL's code put
+the model in eval mode). A classifier starts at N(0, .01), its bias at 0, as in MoCo's code; the papers do not say.
 
 Layer by layer (S. Jenni's thesis on self-supervised learning, sections 3.4.2 and 4.4.1): a classifier on the map of
 each of `layers`, all trained at once. The loss is the sum of their cross entropies, and of a frozen backbone they
 share nothing: each learns as if it were alone.
 
-Legend: B batch, c x h x w a layer's map.
+With `head` a classifier has hidden layers. Table 5.1's "conv frozen", where "three randomly initialized fully-connected
+layers" learn (section 5.3), is of c3d `layers` pool5 (the released code's default features; the text says conv5),
+`values` None and `head` 2048, 2048: the shapes of its own fc6, fc7 and last layer.
+
+Legend: B batch; c x h x w a layer's map, of clips c x t x h x w, of a fully connected layer c alone.
 """
 
 from dataclasses import dataclass
-from math import isqrt
+from math import isqrt, prod
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from methods.backbones import Backbone
 from methods.method import Batch, Clock, Facts, Method, Step
+from methods.parts import mlp
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,14 @@ class Config:
     values: int | None = 9216
     """Most values of a map that its classifier sees: a larger one is average-pooled to the largest square that fits,
     at least one cell (section 3.4.2: "resized such that the flattened features are of similar size", about 9,200).
-    None: all of them, as in Tables 4.2 and 4.3."""
+    Of a clip's map as many steps of time as fit are kept, then the largest square (ours). None: all of them, as in
+    Tables 4.2 and 4.3."""
     norm: bool = False
     """Batch norm without scale and shift before the classifier of a layer, a channel at a time (the released code of
     chapter 4; the thesis does not name it), with the code's decay .975 and epsilon 1e-3."""
+    head: tuple[int, ...] = ()
+    """Widths of hidden layers before each classifier, with batch norm (decay .975, epsilon 1e-3, as in c3d), ReLU and
+    torch's initial weights (ours). Empty: the classifier is linear."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes, in [0, 1). The papers use none."""
 
@@ -46,6 +55,8 @@ class Config:
             raise ValueError(f"method.label_smoothing lies in [0, 1), got {self.label_smoothing}")
         if self.values is not None and self.values < 1:
             raise ValueError(f"method.values is at least 1, or None, got {self.values}")
+        if any(width < 1 for width in self.head):
+            raise ValueError(f"method.head: widths are at least 1, got {self.head}")
         if self.from_layer and self.freeze_backbone:
             raise ValueError("method.from_layer is for a backbone that learns: set method.freeze_backbone False")
         if len(self.layers) > 1 and not self.freeze_backbone:
@@ -74,37 +85,63 @@ def linear(width: int, classes: int) -> nn.Linear:
     return layer
 
 
-def map_classifier(shape: torch.Size, classes: int, values: int | None, norm: bool) -> nn.Sequential:
-    """Maps of `shape` (c, h, w) -> logits (B, classes); at least one cell of a map is left, whatever `values`."""
-    c, height, width = shape
-    side = isqrt(values // c) if values else max(height, width)
-    rows, columns = (min(max(side, 1), whole) for whole in (height, width))
-    layers: list[nn.Module] = [] if (rows, columns) == (height, width) else [nn.AdaptiveAvgPool2d((rows, columns))]
+def classifier(width: int, classes: int, head: tuple[int, ...]) -> nn.Module:
+    """Features (B, width) -> logits (B, classes), through hidden layers of the widths `head`."""
+    if not head:
+        return linear(width, classes)
+    network = mlp([width, *head, classes])
+    network[-1] = linear(head[-1], classes)
+    for module in network:
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum, module.eps = 0.025, 1e-3
+    return network
+
+
+def pooled(shape: tuple[int, ...], values: int) -> tuple[int, ...]:
+    """The sides (), (h, w) or (t, h, w) to which maps of `shape` (c, ...) are pooled; at least one cell is left."""
+    c, *sides = shape
+    cells = max(values // c, 1)
+    time = [min(steps, cells) for steps in sides[:-2]]
+    side = max(isqrt(cells // prod(time)), 1)
+    return (*time, *(min(side, whole) for whole in sides[-2:]))
+
+
+def map_classifier(
+    shape: tuple[int, ...], classes: int, values: int | None, norm: bool, head: tuple[int, ...]
+) -> nn.Sequential:
+    """Maps of `shape` (c), (c, h, w) or (c, t, h, w) -> logits (B, classes)."""
+    c, whole = shape[0], shape[1:]
+    sides = whole if values is None else pooled(shape, values)
+    layers: list[nn.Module] = []
+    if sides != whole:
+        layers.append(nn.AdaptiveAvgPool2d(sides) if len(sides) == 2 else nn.AdaptiveAvgPool3d(sides))
     if norm:
-        layers.append(nn.BatchNorm2d(c, eps=1e-3, momentum=0.025, affine=False))
-    return nn.Sequential(*layers, nn.Flatten(), linear(c * rows * columns, classes))
+        kind = {0: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[len(sides)]
+        layers.append(kind(c, eps=1e-3, momentum=0.025, affine=False))
+    return nn.Sequential(*layers, nn.Flatten(), classifier(c * prod(sides), classes, head))
 
 
 class Supervised(Method):
     def __init__(self, config: Config, backbone: Backbone, facts: Facts) -> None:
         super().__init__()
-        if "image" not in facts.views:
-            raise ValueError(f"supervised takes the view image, got {', '.join(facts.views)}")
+        if len(facts.views) != 1:
+            raise ValueError(f"supervised takes the view image or another, one alone; got {', '.join(facts.views)}")
         if facts.classes is None:
             raise ValueError("supervised learns from labels, and this data has none: it needs a label column")
         check_layers(config, backbone)
         self.config = config
+        [(self.view, (shape, _))] = facts.views.items()
         self.backbone = backbone.requires_grad_(not config.freeze_backbone)
         if config.layers:
             backbone.eval()
             with torch.no_grad():
-                maps = backbone.maps(torch.zeros(1, *facts.views["image"][0]))
+                maps = backbone.maps(torch.zeros(1, *shape))
             heads: dict[str, nn.Module] = {
-                name: map_classifier(maps[name].shape[1:], facts.classes, config.values, config.norm)
+                name: map_classifier(maps[name].shape[1:], facts.classes, config.values, config.norm, config.head)
                 for name in config.layers
             }
         else:
-            heads = {"features": linear(backbone.dim, facts.classes)}
+            heads = {"features": classifier(backbone.dim, facts.classes, config.head)}
         self.classifiers = nn.ModuleDict(heads)
         for module in self.frozen():
             for parameter in module.parameters(recurse=False):
@@ -124,7 +161,8 @@ class Supervised(Method):
         return self
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, C, H, W) -> a layer's name, or `features` where none is chosen -> (B, classes)."""
+        """uint8 (B, C, H, W), of clips (B, T, C, H, W) -> a layer's name, or `features` where none is chosen -> (B,
+        classes)."""
         maps = self.backbone.maps(images) if self.config.layers else {"features": self.backbone(images)}
         return {name: classifier(maps[name]) for name, classifier in self.classifiers.items()}
 
@@ -133,7 +171,7 @@ class Supervised(Method):
             self.train()  # whoever has looked at the backbone in eval mode may have left all of it in training
         label, smoothing = batch["label"], self.config.label_smoothing
         losses, log = [], {}
-        for name, logits in self.logits(batch["image"]).items():
+        for name, logits in self.logits(batch[self.view]).items():
             losses.append(F.cross_entropy(logits, label, label_smoothing=smoothing))
             log[f"accuracy.{name}" if self.config.layers else "accuracy"] = (logits.argmax(1) == label).float().mean()
         return Step(torch.stack(losses).sum(), log)

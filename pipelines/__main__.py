@@ -47,9 +47,12 @@ def list_(arguments: list[str]) -> None:
 
 def data(arguments: list[str]) -> None:
     """Fetches a dataset with torchvision, or takes it from a folder, or synthesises it; writes Parquet."""
-    from pipelines import datasets
+    from pipelines import datasets, frames
 
-    name, rest = chosen("pipelines data", "dataset", arguments, datasets.NAMES)
+    name, rest = chosen("pipelines data", "dataset", arguments, (*datasets.NAMES, "frames"))
+    if name == "frames":
+        frames.write_frames(parsed(frames.FrameOptions, None, rest, "python -m pipelines data frames", frames.__doc__))
+        return
     options = parsed(datasets.DatasetOptions, None, rest, f"python -m pipelines data {name}")
     datasets.write(name, options)
 
@@ -62,9 +65,12 @@ def pretrain(arguments: list[str]) -> None:
     default = Pretrain(find_recipe(name))
     options = parsed(Pretrain, default, rest, f"python -m pipelines pretrain {name}", recipes()[name].__doc__)
     folder = run_recipe(options.recipe, options.run, name)
+    protocols = {"image": "knn linear", "video": "linear retrieval task", "take": "pose task"}[
+        options.recipe.data.media
+    ]
     Console(stderr=True).print(
         f"curves: tensorboard --logdir {folder.path}/tensorboard\n"
-        f"next:   python -m pipelines evaluate {folder.path} knn linear"
+        f"next:   python -m pipelines evaluate {folder.path} {protocols}"
     )
 
 
@@ -115,10 +121,11 @@ def generate(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """Measures feeds beside a DataLoader, a step beside a bare loop, a recipe's step: bench feed|step|recipe; JSON."""
+    """Measures feeds and steps beside plain ones, and a recipe's step: bench feed|video|step|recipe; JSON."""
     from pipelines import bench as benchmarks
+    from pipelines import bench_video
 
-    what, rest = chosen("pipelines bench", "benchmark", arguments, ("feed", "step", "recipe"))
+    what, rest = chosen("pipelines bench", "benchmark", arguments, ("feed", "video", "step", "recipe"))
     program = f"python -m pipelines bench {what}"
     if what == "recipe":
         name, rest = chosen("pipelines bench recipe", "recipe", rest, recipes())
@@ -127,6 +134,8 @@ def bench(arguments: list[str]) -> None:
         figures = benchmarks.recipe_step(options)
     elif what == "feed":
         figures = benchmarks.feed(parsed(benchmarks.BenchFeed, None, rest, program))
+    elif what == "video":
+        figures = bench_video.video(parsed(bench_video.BenchVideo, None, rest, program))
     else:
         figures = benchmarks.step(parsed(benchmarks.BenchStep, None, rest, program))
     print(json.dumps(figures, indent=2))

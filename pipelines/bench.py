@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from methods import sce
+from methods.backbones import channels_last
 from methods.method import Batch
 from methods.optim import Optimizer, peak_rate
 from methods.parts import set_batch_norm
@@ -479,8 +480,7 @@ def recipe_step(options: BenchRecipe) -> dict[str, Any]:
     size, device = recipe.batch_size, decided.device
     torch.manual_seed(recipe.seed)
     facts = recipe.facts(4 * size, 10)
-    method = recipe.build(facts).to(device).to(memory_format=torch.channels_last)
-    method = set_batch_norm(method, recipe.batch_norm)
+    method = set_batch_norm(channels_last(recipe.build(facts).to(device)), recipe.batch_norm)
     if options.compile:
         for network in method.children():
             network.compile()
@@ -488,6 +488,9 @@ def recipe_step(options: BenchRecipe) -> dict[str, Any]:
     views = {
         name: torch.randint(0, 256, (4, size, *shape), dtype=torch.uint8, generator=generator).to(device)
         for name, (shape, _) in facts.views.items()
+    }
+    views |= {
+        f"{name}.parameters": torch.zeros(4, size, width, device=device) for name, (_, width) in facts.views.items()
     }
     index = torch.arange(4 * size, device=device).view(4, size)
     four = cycle(

@@ -8,22 +8,29 @@ CelebA has no single label: `attributes` is a list of 40 zeros and ones. VOC 200
 classes of an image, `difficult` those of which it shows difficult objects alone (which VOC's protocol leaves out of
 the evaluation). `class_names` are the names of attributes or classes there.
 
-Rows keep the published order, but those of sets that are sorted by class (imagenette, tinyimagenet, imagenet) are
-shuffled with `seed`, so that a row group is a mixture.
+Videos are a column `video` (the published file's bytes, or one made here without loss) in row groups of up to 64 rows
+and 32 MiB. Takes, what several cameras saw at once, are one row a camera: `take`, `camera`, `video`, `num_frames`
+(which all its cameras have), and where there are any `label`, `pose` (floats, frame by frame and joint by joint x, y,
+z in mm, in the camera's coordinates: x right, y down, z forward) and `box` (floats, frame by frame centre x, centre y
+and side in pixels of the video). A take is one row group. Schema metadata name the joints (`joint_names`,
+`joint_parents`, `joint_mirror`) and describe cameras that are the same in all takes (`cameras`; see
+`pipelines.cameras`), as JSON.
+
+Rows keep the published order, but those of sets that are sorted by class (imagenette, tinyimagenet, imagenet, ucf101,
+hmdb51, kinetics) are shuffled with `seed`, so that a row group is a mixture.
 """
 
 import io
 import json
-import math
 import os
 import urllib.error
 import xml.etree.ElementTree as xml
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +40,16 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import Progress
 
+from pipelines import bodies, video_datasets
 from pipelines.errors import UserError
+from pipelines.motions import MOTIONS
 from pipelines.sources import IMAGES
 
-ROWS_PER_GROUP = 1_000
+ROWS_PER_GROUP = 1_000  # of images
 ROWS_PER_FILE = 10_000
+VIDEOS_PER_GROUP = 64
+BYTES_PER_GROUP = 32 * 2**20  # of videos, unless one alone has more
+BYTES_PER_FILE = 2**30
 
 T = TypeVar("T")
 
@@ -47,30 +59,63 @@ class DatasetOptions:
     to: str
     """Folder for the Parquet files."""
     source: str | None = None
-    """Folder that holds the unpacked published files. None: they are downloaded to TO/original."""
+    """Folder that holds the unpacked published files (of takes: or a Parquet file). None: they are downloaded to
+    TO/original."""
     split: str | None = None
     """One split alone. stl10 has the further split `both`: train and unlabeled together."""
     class_list: str | None = None
     """imagenet100: a text file with a class folder's name (n01558993) at the start of each line."""
     images: int = 6000
     """shapes: images of the train split; the test split has a sixth of that."""
-    size: int = 32
-    """shapes: pixels a side."""
+    videos: int = 600
+    """motions: videos of the train split; the test split has a sixth of that."""
+    takes: int = 40
+    """poses: takes of the train split; the test split has a sixth of that, of other subjects."""
+    frames: int = 64
+    """poses: frames of a take."""
+    backgrounds: Literal["static", "varied"] = "static"
+    """poses: static: one for each camera, in all takes; varied: new ones in each take."""
+    size: int | None = None
+    """shapes, motions, poses: pixels a side. None: 32, of poses 96."""
+    fold: int = 1
+    """ucf101, hmdb51: which of the three official splits."""
+    allow_missing: bool = False
+    """ucf101, hmdb51, kinetics, takes, h36m: what is missing or broken is left out and counted, and is no error."""
+    take: str | None = None
+    """takes from Parquet: the column that names the take. None: take, or scene."""
+    slack: int = 8
+    """takes, h36m: frames by which the videos of a take (and its poses) may differ; the first that all have count."""
+    least_motion: float = 0.0
+    """h36m, train: frames in which no joint is so many mm from where the last kept frame had it are left out, and
+    the videos encoded anew. 0: all frames are kept, and the files' bytes."""
     seed: int = 0
-    """shapes: of the images. Sets sorted by class: of the order of rows."""
+    """shapes, motions, poses: of what is drawn. Sets sorted by class: of the order of rows."""
 
 
 class Split(NamedTuple):
     """What becomes the files of a split."""
 
     name: str
-    rows: int
-    examples: Iterable[tuple[Any, ...]]  # image bytes, then a value for each of `columns`
+    rows: int  # at most, where some may turn out to be broken
+    examples: Iterable[tuple[Any, ...]]  # a value for each column of `media`, then for each of `columns`
     columns: tuple[pa.Field, ...]
     class_names: Sequence[str] | None
+    media: Literal["image", "video", "take"] = "image"
+    metadata: Mapping[str, Any] | None = None  # further ones of the schema; they become JSON
 
 
 LABEL = (pa.field("label", pa.int32()),)
+MEDIA = {
+    "image": (pa.field("image", pa.binary()),),
+    "video": (pa.field("video", pa.binary()),),
+    "take": (
+        pa.field("take", pa.string()),
+        pa.field("camera", pa.string()),
+        pa.field("video", pa.binary()),
+        pa.field("num_frames", pa.int32()),
+    ),
+}
+POSE = (*LABEL, pa.field("pose", pa.list_(pa.float32())), pa.field("box", pa.list_(pa.float32())))
 
 
 def write(name: str, options: DatasetOptions) -> list[Path]:
@@ -98,30 +143,58 @@ def write(name: str, options: DatasetOptions) -> list[Path]:
         raise UserError(f"cannot write {name} to {folder}: {error}") from error
 
 
+def _groups(split: Split) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of each row group."""
+    if split.media == "take":
+        for _, rows in groupby(split.examples, lambda row: row[0]):
+            yield list(rows)
+        return
+    most = ROWS_PER_GROUP if split.media == "image" else VIDEOS_PER_GROUP
+    group: list[tuple[Any, ...]] = []
+    size = 0
+    for row in split.examples:
+        if group and (len(group) == most or (split.media == "video" and size + len(row[0]) > BYTES_PER_GROUP)):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += len(row[0])
+    if group:
+        yield group
+
+
 def _write(split: Split, folder: Path) -> list[Path]:
-    metadata = {} if split.class_names is None else {"class_names": json.dumps(list(split.class_names))}
-    schema = pa.schema([pa.field("image", pa.binary()), *split.columns], metadata)
-    count = max(1, math.ceil(split.rows / ROWS_PER_FILE))
-    final = [folder / f"{split.name}-{i:05}.parquet" for i in range(count)]
-    temporary = [path.with_name(f".{path.name}.part") for path in final]
-    examples = iter(split.examples)
+    named = {} if split.class_names is None else {"class_names": list(split.class_names)}
+    metadata = {key: json.dumps(value) for key, value in {**named, **(split.metadata or {})}.items()}
+    schema = pa.schema([*MEDIA[split.media], *split.columns], metadata)
+    groups = iter(_groups(split))
+    ahead = next(groups, None)
+    temporary: list[Path] = []
+    noun = "images" if split.media == "image" else "videos"
     try:
         with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task(f"{split.name}: {split.rows} images", total=split.rows)
-            for path in temporary:
-                with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-                    for _ in range(ROWS_PER_FILE // ROWS_PER_GROUP):
-                        if rows := list(islice(examples, ROWS_PER_GROUP)):
-                            columns = zip(*rows, strict=True)
-                            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
-                            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-                            progress.advance(task, len(rows))
+            task = progress.add_task(f"{split.name}: {split.rows} {noun}", total=split.rows)
+            while ahead is not None or not temporary:
+                temporary.append(folder / f".{split.name}-{len(temporary):05}.parquet.part")
+                rows = 0
+                with pq.ParquetWriter(temporary[-1], schema, compression="none", use_dictionary=False) as writer:
+                    while ahead and (not rows or not _full(temporary[-1], rows + len(ahead))):
+                        columns = zip(*ahead, strict=True)
+                        arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+                        writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                        rows += len(ahead)
+                        progress.advance(task, len(ahead))
+                        ahead = next(groups, None)
+        final = [path.with_name(path.name[1:].removesuffix(".part")) for path in temporary]
         for path, name in zip(temporary, final, strict=True):
             os.replace(path, name)
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)
     return final
+
+
+def _full(path: Path, rows: int) -> bool:
+    return rows > ROWS_PER_FILE or path.stat().st_size >= BYTES_PER_FILE
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -322,7 +395,8 @@ def _shapes(split: str, options: DatasetOptions) -> Split:
 
     The label i of row i goes round: i mod 10. Row i is a function of (seed, split, i).
     """
-    if options.images < len(SHAPES) or options.size < 8:
+    size = 32 if options.size is None else options.size
+    if options.images < len(SHAPES) or size < 8:
         raise UserError(f"shapes needs --images of at least {len(SHAPES)} and --size of at least 8")
     rows = options.images if split == "train" else max(options.images // 6, len(SHAPES))
     names = sorted(SHAPES)
@@ -331,7 +405,7 @@ def _shapes(split: str, options: DatasetOptions) -> Split:
     def example(i: int) -> tuple[bytes, int]:
         rng = np.random.default_rng([options.seed, offset, i])
         label = i % len(names)
-        return _png(draw_shape(names[label], options.size, rng)), label
+        return _png(draw_shape(names[label], size, rng)), label
 
     return Split(split, rows, map(example, range(rows)), LABEL, names)
 
@@ -367,6 +441,91 @@ def _places(rng: np.random.Generator, count: int) -> np.ndarray:
     return draws[apart.min((1, 2)).argmax()]
 
 
+# -------------------------------------------------------------------------------------------- videos, takes
+
+
+def _motions(split: str, options: DatasetOptions) -> Split:
+    """Classes of motion (see `pipelines.motions`). Row i is a function of (seed, split, i); its label is i mod 8."""
+    size = 32 if options.size is None else options.size
+    if options.videos < len(MOTIONS) or size < 16:
+        raise UserError(f"motions needs --videos of at least {len(MOTIONS)} and --size of at least 16")
+    rows = options.videos if split == "train" else max(options.videos // 6, len(MOTIONS))
+    examples = (video_datasets.motion(options.seed, int(split == "test"), i, size) for i in range(rows))
+    return Split(split, rows, examples, (*LABEL, pa.field("num_frames", pa.int32())), MOTIONS, "video")
+
+
+_SKELETON = {"joint_names": bodies.JOINTS, "joint_parents": bodies.PARENTS, "joint_mirror": bodies.MIRROR}
+
+
+def _poses(split: str, options: DatasetOptions) -> Split:
+    """Takes of an articulated body (see `pipelines.bodies`); labels are subjects, none of which is in both splits."""
+    size = 96 if options.size is None else options.size
+    if options.takes < 1 or options.frames < 2 or size < 16:
+        raise UserError("poses needs --takes of at least 1, --frames of at least 2 and --size of at least 16")
+    trained, tested = video_datasets.TRAINED, video_datasets.TESTED
+    takes = options.takes if split == "train" else max(options.takes // 6, tested)
+    make = partial(video_datasets.pose_take, frames=options.frames, size=size, varied=options.backgrounds == "varied")
+    examples = (row for i in range(takes) for row in make(options.seed, int(split == "test"), i))
+    cameras = {name: lens.entry() for name, lens in video_datasets.pose_rig(options.seed, size).items()}
+    names = [f"subject {i}" for i in range(trained + tested)]
+    return Split(split, takes * len(cameras), examples, POSE, names, "take", {**_SKELETON, "cameras": cameras})
+
+
+def _listed(listed: video_datasets.Listed, split: str, seed: int) -> Split:
+    """Files as they are, shuffled; `name` is the file's, without folders."""
+    files = listed.files
+    order = np.random.default_rng(seed).permutation(len(files)).tolist()
+    examples = ((files[i][0].read_bytes(), files[i][1], files[i][0].name) for i in order)
+    return Split(split, len(files), examples, (*LABEL, pa.field("name", pa.string())), listed.class_names, "video")
+
+
+def _folds(split: str, options: DatasetOptions, what: Callable[[Path, str, int, bool], video_datasets.Listed]) -> Split:
+    root = _given(options, "the folder that holds the classes' folders and the split files")
+    if options.fold not in (1, 2, 3):
+        raise UserError(f"--fold is 1, 2 or 3, got {options.fold}")
+    return _listed(what(root, split, options.fold, options.allow_missing), split, options.seed)
+
+
+def _kinetics(split: str, options: DatasetOptions) -> Split:
+    root = _given(options, "the folder that holds train.csv, val.csv and the videos")
+    return _listed(video_datasets.kinetics(root, split, options.allow_missing), split, options.seed)
+
+
+def _takes(split: str, options: DatasetOptions) -> Split:
+    """One split, called train. From Parquet with labels, where its files hold them."""
+    source = _given(options, "a folder of TAKE/CAMERA.mp4, or a Parquet file")
+    files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
+    if not files:
+        takes, labels, names = video_datasets.folder_takes(source), None, None
+    else:
+        if not source.exists():
+            raise UserError(f"no file {source}: --source names a folder of TAKE/CAMERA.mp4, or a Parquet file")
+        try:
+            takes, labels = video_datasets.stored_takes(files, options.take)
+            named = (pq.read_schema(files[0]).metadata or {}).get(b"class_names")
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{source} is neither a folder nor a Parquet file ({str(error).splitlines()[0]})"
+            ) from error
+        names = json.loads(named) if named else None
+    takes = video_datasets.whole_takes(takes, options.allow_missing)
+    labels = labels if labels and all(labels[name] is not None for name in takes) else None
+    examples = video_datasets.take_rows(takes, labels, options.slack, options.allow_missing)
+    return Split(
+        split, sum(map(len, takes.values())), examples, LABEL if labels else (), names if labels else None, "take"
+    )
+
+
+def _h36m(split: str, options: DatasetOptions) -> Split:
+    root = _given(options, "the folder that holds S1/Videos, S1/Poses, ... and cameras.toml")
+    subjects = video_datasets.h36m(root, split, options.allow_missing)
+    least = options.least_motion if split == "train" else 0.0
+    examples = video_datasets.h36m_rows(root, subjects, options.slack, least, options.allow_missing)
+    rows = sum(len(views) for subject in subjects for views in subject.takes.values())
+    names = [name for names in video_datasets.H36M.values() for name in names]
+    return Split(split, rows, examples, POSE, names, "take", _SKELETON)
+
+
 _CIFAR10 = "the folder cifar-10-batches-py (data_batch_1, ...)"
 _CIFAR100 = "the folder cifar-100-python (train, test, meta)"
 
@@ -383,6 +542,13 @@ DATASETS: dict[str, tuple[tuple[str, ...], Callable[[str, DatasetOptions], Split
     "tinyimagenet": (("train", "val"), _tinyimagenet),
     "imagenet": (("train", "val"), _imagenet),
     "imagenet100": (("train", "val"), _imagenet100),
+    "motions": (("train", "test"), _motions),
+    "poses": (("train", "test"), _poses),
+    "ucf101": (("train", "test"), partial(_folds, what=video_datasets.ucf101)),
+    "hmdb51": (("train", "test"), partial(_folds, what=video_datasets.hmdb51)),
+    "kinetics": (("train", "val"), _kinetics),
+    "takes": (("train",), _takes),
+    "h36m": (("train", "test"), _h36m),
 }
 """Name -> (splits, what makes one)."""
 

@@ -29,14 +29,16 @@ import pipelines.recipe as recipes
 from methods import backbones
 from methods.backbones import Backbone
 from methods.method import Clock, Facts, Method
+from methods.metrics.groups import balanced_interval, leave_one_group_out
 from methods.metrics.knn import knn
-from methods.metrics.linear import Linear, linear
+from methods.metrics.linear import Linear, linear, predicted
 from methods.metrics.logistic import REGULARIZATIONS, logistic
 from methods.parts import set_batch_norm
 from pipelines import generate, transfer
+from pipelines.clips import UniformClips
 from pipelines.errors import UserError
 from pipelines.features import Features, central, extract
-from pipelines.feed import add_views
+from pipelines.feed import Piece
 from pipelines.pictures import (
     TSNE,
     GradCAM,
@@ -50,10 +52,12 @@ from pipelines.pictures import (
     run_tsne,
 )
 from pipelines.place import cluster
+from pipelines.posing import Posing, run_pose
 from pipelines.recipe import Recipe
-from pipelines.sources import Data, Source, check_classes, load, open_source, selected
+from pipelines.sources import Data, Source, check_classes, load, open_source, read_column, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
-from pipelines.transfer import Finetune, Layerwise
+from pipelines.tasks import Task, own_task, rows_of
+from pipelines.transfer import VIDEO_FINETUNE, VIDEO_LINEAR, Finetune, Layerwise, Timing
 
 console = Console(stderr=True)
 
@@ -76,9 +80,28 @@ class Logistic:
 
 
 @dataclass(frozen=True)
+class Clips:
+    """Of videos: what evaluation sees. A video's features, and its classes' probabilities, are means of its clips'."""
+
+    count: int = 10
+    """Clips, evenly over a video (thesis on self-supervised learning of S. Jenni, section 5.3: 10 for retrieval)."""
+    speed: int = 2
+    """kappa: every 2^kappa-th frame (section 5.3: "we skip three frames"); less where a video is too short."""
+    frames: int = 16
+    """Of a clip, for an exported backbone; a run has its own."""
+    still: bool = False
+    """Each clip's first frame in place of all of them: what is known without motion (section 5.3)."""
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.frames) < 1 or self.speed < 0:
+            raise ValueError(f"clips: count and frames are at least 1, speed at least 0; got {self}")
+
+
+@dataclass(frozen=True)
 class Options:
     data: Data
     """Default: the run's, with its limit."""
+    clips: Clips = Clips()
     knn: KNN = KNN()
     linear: Linear = field(default_factory=Linear)
     logistic: Logistic = Logistic()
@@ -86,6 +109,14 @@ class Options:
     retrieval: Retrieval = field(default_factory=Retrieval)
     layerwise: Layerwise = field(default_factory=Layerwise)
     finetune: Finetune = field(default_factory=Finetune)
+    timing: Timing = field(default_factory=Timing)
+    """Of `synchronization` and `before_after`."""
+    posing: Posing = field(default_factory=Posing)
+    """Of `pose`."""
+    groups: str = ""
+    """Parquet column, as `sequence`: `linear` then learns from all groups of the training data but one, and is tested
+    on that, for each in turn. Empty: it is tested on the test data."""
+    task: Task = field(default_factory=Task)
     gradcam: GradCAM = field(default_factory=GradCAM)
     pictures: Pictures = field(default_factory=Pictures)
     generative: generate.Generative = field(default_factory=generate.Generative)
@@ -151,6 +182,8 @@ class Ready:
         import ray
 
         options, resources = self.options, ray.cluster_resources()
+        if options.data.media == "take":
+            raise UserError("takes are evaluated by the protocols pose and task: choose among them")
         device = "cuda" if options.device != "cpu" and resources.get("GPU", 0) >= options.gpus else "cpu"
         return extract(
             self.source(part),
@@ -158,12 +191,19 @@ class Ready:
             networks,  # type: ignore[arg-type]
             limit=self.limit(part),
             crop=size or self.size,
+            stage=self.clips(part, size or self.size) if options.data.media == "video" else None,
             what=getattr(options.data, part),
             resources=resources,
             device=device,
             gpus=options.gpus,
             raw=raw,
         )
+
+    def clips(self, part: Part, size: int, count: int | None = None) -> UniformClips:
+        """What decodes clips of a part's videos, of `size` pixels."""
+        chosen, data, frames = self.options.clips, self.options.data, self.subject.frames
+        count, frames = count or chosen.count, frames or chosen.frames
+        return UniformClips(self.source(part), data, count, frames, chosen.speed, size, chosen.still)
 
     def source(self, part: Part) -> Source:
         return self.sources[part == "test"]
@@ -184,16 +224,28 @@ class Ready:
         return torch.cat([image for _, image in self.read(part, index)])
 
     def read(self, part: Part, index: Tensor, most: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
-        """Dataset indices int64 (n,) and images uint8 (n, C, S, S), in the order of `index`, broken ones left out; of
-        neighbours in a file, ascending, up to `most` at once."""
-        source = self.source(part)
-        bounds = np.array([group.first for group in source.groups])
+        """Dataset indices int64 (n,) and images uint8 (n, C, S, S), of videos one clip each (n, T, C, S, S), in the
+        order of `index`, broken ones left out; of neighbours in a file, ascending, up to `most` at once."""
+        source, data = self.source(part), self.options.data
+        for number, rows in self.runs(part, index, most):
+            if data.media == "video":
+                found = self.clips(part, self.size, count=1)([Piece(number, rows)])
+                good = found["bad"] == ""
+                yield torch.from_numpy(found["index"][good]), torch.from_numpy(found["image"][good, 0])
+            elif data.media == "image":
+                loaded = load(source, source.groups[number], rows, data.size)
+                yield torch.from_numpy(loaded.index), torch.from_numpy(loaded.image)
+            else:
+                raise UserError("this protocol looks at single images or videos: of takes choose pose or task")
+
+    def runs(self, part: Part, index: Tensor, most: int) -> Iterator[tuple[int, np.ndarray]]:
+        """`index` cut to runs of at most `most` rows of one group: the group's number, and the rows' offsets in it."""
+        groups = self.source(part).groups
+        bounds = np.array([group.first for group in groups])
         numbers = np.searchsorted(bounds, index.numpy(), side="right") - 1
         for start, end in pairwise([*np.flatnonzero(np.diff(numbers, prepend=-1)), len(numbers)]):
-            group = source.groups[numbers[start]]
             for rows in index[start:end].split(most):
-                found = load(source, group, rows.numpy() - group.first, self.options.data.size)
-                yield torch.from_numpy(found.index), torch.from_numpy(found.image)
+                yield int(numbers[start]), rows.numpy() - groups[numbers[start]].first
 
     @property
     def size(self) -> int:
@@ -228,12 +280,27 @@ def run_knn(ready: Ready, of: str) -> Result:
 def run_linear(ready: Ready, of: str) -> Result:
     """Linear classifier by SGD on frozen features."""
     ready.labelled()
-    config = ready.options.linear
-    if of == "trained" and config.augment != "none":
+    config, groups = ready.options.linear, ready.options.groups
+    if of == "trained" and config.augment != "none" and not groups:
         return transfer.linear_with_views(ready), {}
     if of == "raw_pixels" and not config.search:  # the rate was chosen for features: pixels get the best of three
         config = dataclasses.replace(config, search=(1.0, 0.1, 0.01))
+    if groups:
+        return leave_one_out(ready, of, config), {}
     return linear(*ready.split(of), config, seed=ready.options.seed, classes=ready.classes), {}
+
+
+def leave_one_out(ready: Ready, of: str, config: Linear) -> dict[str, Any]:
+    """`linear` on the training data alone, by groups."""
+    label, classes, seed = ready.train.label, ready.classes, ready.options.seed
+    group = read_column(ready.source("train"), ready.options.groups)[ready.train.index]
+
+    def fit_predict(features: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+        return predicted(features, labels, others, config, seed=seed, classes=classes)
+
+    said = leave_one_group_out(ready.train.of[of], label, group, fit_predict)
+    top1, low, high = balanced_interval(said, label, group, classes or 1)
+    return {"top1": (said == label).double().mean().item(), "balanced": top1, "low": low, "high": high}
 
 
 def run_logistic(ready: Ready, of: str) -> Result:
@@ -260,21 +327,22 @@ def run_finetune(ready: Ready, of: str) -> Result:
     return transfer.finetune(ready, of), {}
 
 
+def run_synchronization(ready: Ready, of: str) -> Result:
+    """By how many frames one clip of a video is behind another: accuracy, and the mean error in frames."""
+    return transfer.timing_task(ready, of, "synchronization"), {}
+
+
+def run_before_after(ready: Ready, of: str) -> Result:
+    """Which of two parts of a video came first."""
+    return transfer.timing_task(ready, of, "before_after"), {}
+
+
 def run_task(ready: Ready, of: str) -> Result:
-    """The method's own task on test images in the run's views: errors, accuracies, what is taken for what."""
-    it, count = ready.subject, 0
+    """The method's own task on test data in the run's views: errors, accuracies, what is taken for what."""
+    it = ready.subject
     if it.method is None or it.recipe is None or it.clock is None:
         raise UserError("an exported backbone has no method whose task it could do: give a run")
-    figures: dict[str, Tensor] = {}
-    method = it.method.eval()
-    for index, images in ready.read("test", ready.wanted("test"), most=256):
-        batch = add_views({"image": images, "index": index}, it.recipe.views, ready.options.seed, 0)
-        for name, mean in method.task(batch, it.clock).items():
-            figures[name] = figures.get(name, 0) + len(index) * mean.double()
-        count += len(index)
-    if not figures:
-        raise UserError(f"{it.recipe.method_name} has no figures of its own task: choose other protocols")
-    return {"images": count, **{name: (total / count).tolist() for name, total in figures.items()}}, {}
+    return own_task(ready, it.method.eval(), it.clock, it.recipe.views_used), {}
 
 
 Protocol = Callable[[Ready, str], Result]
@@ -285,7 +353,13 @@ ON_FEATURES: Mapping[str, Protocol] = {
     "tsne": run_tsne,
     "retrieval": run_retrieval,
 }
-TRAINED: Mapping[str, Protocol] = {"layerwise": run_layerwise, "finetune": run_finetune}
+TRAINED: Mapping[str, Protocol] = {
+    "layerwise": run_layerwise,
+    "finetune": run_finetune,
+    "synchronization": run_synchronization,
+    "before_after": run_before_after,
+    "pose": run_pose,
+}
 ON_RUN: Mapping[str, Protocol] = {
     "task": run_task,
     "filters": run_filters,
@@ -317,6 +391,8 @@ class Subject:
     folder: Folder
     prefix: str
     size: int
+    frames: int | None = None
+    """Of a clip, where the backbone takes clips."""
     recipe: Recipe | None = None
     step: int | None = None
     method: Method | None = None
@@ -331,7 +407,12 @@ def defaults(target: str) -> Options:
     """Options with the data of the run at `target`."""
     folder = open_folder(target)
     if folder.exists("recipe.json"):
-        return Options(data=recipes.from_json(folder.read("recipe.json").decode()).data)
+        data = recipes.from_json(folder.read("recipe.json").decode()).data
+        if data.media == "video":
+            return Options(data=data, finetune=VIDEO_FINETUNE, linear=VIDEO_LINEAR)
+        if data.media == "take" and not data.pose:
+            data = dataclasses.replace(data, pose="pose")
+        return Options(data=data)
     if is_export(target):
         return Options(data=Data())
     raise UserError(f"{target}: neither a run (no recipe.json in it) nor an exported .safetensors or .pt file")
@@ -357,10 +438,11 @@ def subject(target: str, options: Options) -> Subject:
     if trained.owns_backbone:
         initial = [*initial, recipe.method_name, dataclasses.asdict(recipe.method)]
     image = next(iter(facts.views.values()))[0]
-    size = min(trained.pixels(image[-1]), options.data.size)  # of a larger view the decoded image has not more
+    size = min(trained.pixels(image[-1]), *options.data.shape)  # of a larger view the decoded image has not more
+    frames = image[0] if len(image) == 4 else None
     step, steps = state["step"], state["steps_per_epoch"]
     clock = Clock(step, steps * recipe.epochs, steps, step // steps, recipe.seed)
-    return Subject(trained.backbone, random.backbone, folder, "", size, recipe, step, trained, clock, initial)
+    return Subject(trained.backbone, random.backbone, folder, "", size, frames, recipe, step, trained, clock, initial)
 
 
 def facts_of(folder: Folder, recipe: Recipe) -> Facts:
@@ -390,6 +472,7 @@ def exported(path: Path, options: Options) -> Subject:
     from pipelines.export import read_torchscript
 
     data, size = options.data, options.data.size
+    clip = (options.clips.frames,) if data.media == "video" else ()
     script = read_torchscript(path) if path.suffix == ".pt" else None
     if script is not None:
         size = min(size, script.image[-1])  # the central part, as the run's own evaluation
@@ -399,9 +482,8 @@ def exported(path: Path, options: Options) -> Subject:
         return Subject(script, None, open_folder(str(path.parent)), f"{path.name}.", size)
     torch.manual_seed(options.seed)
     try:
-        random, twin = (
-            backbones.build(options.backbone, image=(3, size, size), mean=data.mean, std=data.std) for _ in range(2)
-        )
+        image = (*clip, 3, size, size)
+        random, twin = (backbones.build(options.backbone, image=image, mean=data.mean, std=data.std) for _ in range(2))
         weights = {} if script is not None else load_file(path)
         if weights and not any(name.endswith("running_mean") for name in weights):
             random, twin = (set_batch_norm(network, "none") for network in (random, twin))
@@ -466,6 +548,8 @@ def measure(name: str, ready: Ready, figures: dict[str, Any], known: dict[str, A
     it, options = ready.subject, ready.options
     settings: dict[str, Any] = dataclasses.asdict(getattr(options, name)) if hasattr(options, name) else {}
     settings |= {"size": ready.size, "seed": options.seed}
+    if options.data.media == "video":
+        settings |= {"clips": dataclasses.asdict(options.clips), "frames": it.frames, "groups": options.groups}
     if name not in ON_RUN:
         features = name in ON_FEATURES
         for part in get_args(Part):
@@ -506,10 +590,8 @@ def show(it: Subject, name: str, picture: bytes) -> None:
 
 def print_task(figures: Mapping[str, Any]) -> None:
     """The method's figures, and rows of those that are tables."""
-    for name, value in figures.items():
-        rows = value if isinstance(value, list) else [[value]]
-        for row in rows:
-            Console().print(f"{name:24}", *(f"{cell:,}" if isinstance(cell, int) else f"{cell:8.4f}" for cell in row))
+    for name, row in rows_of(figures):
+        Console().print(f"{name:24}", *(f"{cell:,}" if isinstance(cell, int) else f"{cell:8.4f}" for cell in row))
 
 
 def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -> None:

@@ -1,6 +1,9 @@
-"""Features of a whole dataset: Ray Data decodes on CPUs, `Embed` maps batches on CPUs or GPUs."""
+"""Features of a whole dataset: Ray Data decodes on CPUs, `Embed` maps batches on CPUs or GPUs.
 
-from collections.abc import Mapping
+A video's features are the mean of those of clips that lie evenly over it.
+"""
+
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,12 +16,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from methods.backbones import Backbone
+from methods.backbones import Backbone, channels_last
 from pipelines.errors import UserError
-from pipelines.feed import Decode, Share, blocks_of, epoch_plan, piecewise
-from pipelines.sources import Bad, Data, Source, check_bad, selected
+from pipelines.feed import Decode, Share, Stage, blocks_of, epoch_plan, piecewise
+from pipelines.sources import NOUNS, Bad, Data, Source, check_bad, selected
 
 PIXEL_BYTES = 2 * 2**30  # raw pixels beyond this are taken of images scaled down to 32 px
+CLIP_PIXELS = 16  # those of clips always of frames scaled down to this
+VIDEOS_OF_A_TASK = 8
+CLIPS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Embed:
-    """A Ray Data stage for `map_batches`: decoded images in, the features of each network out.
+    """A Ray Data stage for `map_batches`: decoded images in, the features of each network out; of several clips of a
+    video their mean.
 
     A task, not an actor: Ray keeps its processes, and each loads the networks once.
     """
@@ -51,13 +58,21 @@ class Embed:
     @torch.no_grad()
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         networks = loaded(self.networks, self.device)
-        images = central(torch.from_numpy(np.array(batch.pop("image"))), self.crop).to(self.device)
+        images = central(torch.from_numpy(np.array(batch.pop("image"))), self.crop)
+        clips = images.shape[:2] if images.ndim == 6 else None  # of videos (n, K, T, C, S, S)
+
+        def mapped(function: Callable[[Tensor], Tensor]) -> np.ndarray:
+            if clips is None:
+                return function(images.to(self.device)).float().cpu().numpy()
+            parts = [function(some.to(self.device)).float() for some in images.flatten(0, 1).split(CLIPS_AT_ONCE)]
+            return torch.cat(parts).unflatten(0, clips).mean(1).cpu().numpy()
+
         with torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else nullcontext():
             for name, network in networks.items():
-                batch[name] = network(images).float().cpu().numpy()
+                batch[name] = mapped(network)
         if self.pixels:
             network = next(iter(networks.values()))
-            batch["raw_pixels"] = raw_pixels(images, network.mean, network.std, self.pixels).cpu().numpy()
+            batch["raw_pixels"] = mapped(lambda some: raw_pixels(some, network.mean, network.std, self.pixels))
         return batch
 
 
@@ -67,23 +82,23 @@ def loaded(networks: Any, device: str) -> Mapping[str, Backbone]:
     import ray
 
     return {
-        name: network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+        name: channels_last(network.eval().requires_grad_(False).to(device))
         for name, network in ray.get(networks).items()
     }
 
 
 def central(images: Tensor, size: int) -> Tensor:
-    """(B, C, S, S) -> the central (B, C, size, size)."""
-    start = (images.shape[-1] - size) // 2
-    return images[..., start : start + size, start : start + size]
+    """(..., H, W) -> the central (..., size, size)."""
+    top, left = ((pixels - size) // 2 for pixels in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
 
 
 def raw_pixels(images: Tensor, mean: Tensor, std: Tensor, size: int) -> Tensor:
-    """uint8 (B, C, H, W) -> float32 (B, C * size * size), channel-normalized."""
+    """uint8 (B, C, H, W) -> float32 (B, C * size * size), channel-normalized; clips (B, T, C, H, W) -> T times that."""
     pixels = (images.float() - mean) / std
     if size != pixels.shape[-1]:
-        pixels = F.interpolate(pixels, size=(size, size), mode="area")
-    return pixels.flatten(1)
+        pixels = F.interpolate(pixels.flatten(0, -4), size=(size, size), mode="area")
+    return pixels.reshape(len(images), -1)
 
 
 def extract(
@@ -93,6 +108,7 @@ def extract(
     *,
     limit: int | None,
     crop: int,
+    stage: Stage | None = None,
     what: str,
     resources: Mapping[str, float],
     device: str,
@@ -100,6 +116,8 @@ def extract(
     raw: bool = True,
 ) -> Features:
     """Features of each network, and raw pixels, in one pass over (`limit` evenly spaced rows of) a source.
+
+    `stage` decodes; None: images, whole.
 
     Raises:
         UserError: more broken rows than `data.max_bad` allows, or no row left.
@@ -109,9 +127,11 @@ def extract(
     wanted = selected(source, limit)
     pieces = epoch_plan(source, wanted, Share(1), seed=0, epoch=0)
     cpus = max(int(resources.get("CPU", 1)), 1)
+    videos = source.media == "video"
     fits = len(wanted) * len(data.mean) * crop**2 * 4 <= PIXEL_BYTES
-    pixels = (crop if fits else min(crop, 32)) if raw else 0
-    decoded = piecewise(pieces, Decode(source, data.size, keep=True), task_cpus=min(1.0, cpus / 2))
+    pixels = (min(crop, CLIP_PIXELS) if videos else crop if fits else min(crop, 32)) if raw else 0
+    stage = stage or Decode(source, data.size, keep=True)
+    decoded = piecewise(pieces, stage, task_cpus=min(1.0, cpus / 2), most=VIDEOS_OF_A_TASK if videos else 256)
     embed = Embed(ray.put(dict(networks)), crop, pixels, device)
     embedded = decoded.map_batches(
         embed, batch_size=None, num_cpus=min(1.0, cpus / 2), num_gpus=gpus if device == "cuda" else None
@@ -130,7 +150,7 @@ def extract(
             progress.advance(bar, len(good))
     columns = {name: np.concatenate(kept) for name, kept in parts.items()}
     if not len(columns["index"]):
-        raise UserError(f"{what} has no usable image")
+        raise UserError(f"{what} has no usable {NOUNS[source.media]}")
     order = columns["index"].argsort()
     tensors = {name: torch.from_numpy(column[order]) for name, column in columns.items()}
     return Features(tensors["index"], tensors["label"], {name: tensors[name] for name in names})

@@ -6,6 +6,7 @@ the epoch starts; the last partial global batch is dropped; any step can be the 
 Legend: N usable samples, B global batch, W ranks, b = B / W share of a rank, S decoded size.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -19,8 +20,14 @@ from torch import Tensor
 from methods.method import Batch
 from methods.parts import draw
 from methods.views import View
+from pipelines.clips import InspectVideos, MakeClips
 from pipelines.errors import UserError
-from pipelines.sources import Bad, Data, Loaded, Source, check_bad, load
+from pipelines.sources import NOUNS, Bad, Data, Loaded, Source, check_bad, load
+from pipelines.takes import InspectTakes, MakeMoments
+
+Views = Mapping[str, Any]
+"""By name: `View` of images, `ClipView` of videos or `TakeView` of takes."""
+Stage = Callable[["list[Piece]"], dict[str, np.ndarray]]
 
 
 class Feed(Protocol):
@@ -48,6 +55,11 @@ class Share:
 def shuffled(seed: int, epoch: int, index: Tensor, name: str = "order") -> Tensor:
     """A permutation of range(len(index)) that depends on (seed, epoch, index) alone."""
     return draw(seed, epoch, index, name, 1)[:, 0].argsort(stable=True)
+
+
+def bytes_of(views: Views) -> int:
+    """Of one sample's views, of three channels."""
+    return sum(math.prod(view.shape(3)) for view in views.values())
 
 
 def add_views(columns: Mapping[str, Tensor], views: Mapping[str, View], seed: int, epoch: int) -> dict[str, Tensor]:
@@ -182,6 +194,7 @@ class StreamFeed:
 
     Args:
         source: what to read.
+        data: how it is read.
         usable: int64, ascending dataset indices known to decode.
         window: rows that are mixed with one another.
         cpus: CPUs that this rank's data stages may take.
@@ -191,10 +204,10 @@ class StreamFeed:
     def __init__(
         self,
         source: Source,
+        data: Data,
         usable: np.ndarray,
-        views: Mapping[str, View],
+        views: Views,
         *,
-        size: int,
         seed: int,
         share: Share,
         window: int,
@@ -204,9 +217,9 @@ class StreamFeed:
         device: torch.device | str = "cpu",
     ) -> None:
         self.source = source
+        self.data = data
         self.usable = usable
         self.views = views
-        self.size = size
         self.seed = seed
         self.share = share
         self.window = -(-window // share.size) * share.size  # whole batches
@@ -251,15 +264,14 @@ class StreamFeed:
 
     def rows_of_a_task(self, pieces: list[Piece]) -> int:
         """Many, for a task costs tens of milliseconds whatever it does; but four for each that runs at a time."""
-        sizes = [view.size for view in self.views.values()] if self.views_on_data else [self.size]
-        fit = TASK_BYTES // sum(3 * size**2 for size in sizes)
+        fit = TASK_BYTES // (bytes_of(self.views) if self.views_on_data else 3 * self.data.size**2)
         share = sum(len(piece.rows) for piece in pieces) * self.task_cpus / self.cpus / 4
         return max(1, min(fit, TASK_ROWS, max(int(share), 256)))
 
     def _blocks(self, pieces: list[Piece], epoch: int) -> Iterator[dict[str, np.ndarray]]:
         from ray.data import ExecutionOptions, ExecutionResources
 
-        stage = DecodeAndAugment(self.source, self.size, self.views if self.views_on_data else {}, self.seed, epoch)
+        stage = stage_of(self.source, self.data, self.views if self.views_on_data else {}, self.seed, epoch)
         dataset = piecewise(pieces, stage, task_cpus=self.task_cpus, most=self.rows_of_a_task(pieces))
         dataset.context.execution_options = ExecutionOptions(
             preserve_order=True, resource_limits=ExecutionResources(cpu=self.cpus)
@@ -267,9 +279,26 @@ class StreamFeed:
         yield from blocks_of(dataset)
 
 
-def piecewise(
-    pieces: list[Piece], stage: Callable[[list[Piece]], dict[str, np.ndarray]], *, task_cpus: float, most: int = 256
-) -> Any:
+def stage_of(source: Source, data: Data, views: Views, seed: int, epoch: int) -> Stage:
+    """What makes samples of pieces: columns `index`, `label` and the views; of images without views, `image`."""
+    if source.media == "video":
+        return MakeClips(source, data, views, seed, epoch)
+    if source.media == "take":
+        return MakeMoments(source, data, views, seed, epoch)
+    return DecodeAndAugment(source, data.size, views, seed, epoch)
+
+
+def inspection_of(source: Source, data: Data, keep: bool, views: Views) -> Stage:
+    """What looks through pieces: columns `index`, `label`, `bad` (a broken row's place and the reason, else empty), and
+    of images, if kept, `image`."""
+    if source.media == "video":
+        return InspectVideos(source, data)
+    if source.media == "take":
+        return InspectTakes(source, data, views)
+    return Decode(source, data.size, keep)
+
+
+def piecewise(pieces: list[Piece], stage: Stage, *, task_cpus: float, most: int = 256) -> Any:
     """A Ray Dataset of `stage` over lists of pieces, a Ray Data task for each list, of at most `most` rows."""
     import ray
 
@@ -368,8 +397,15 @@ class Survey(NamedTuple):
     """References to dicts of `image`, `index` and `label`, in Ray's object store; empty unless kept."""
 
 
-def survey(source: Source, wanted: np.ndarray, data: Data, *, keep: bool, what: str) -> Survey:
-    """Decodes every wanted row once, with Ray Data: so that steps are known, and broken rows named, before the start.
+SURVEYED = {"image": 256, "video": 16, "take": 512}
+"""Rows of a task that looks through them."""
+
+
+def survey(
+    source: Source, wanted: np.ndarray, data: Data, *, keep: bool, what: str, views: Views | None = None
+) -> Survey:
+    """Looks through every wanted row once, with Ray Data: so that steps are known, and broken rows named, before the
+    start. Images are decoded whole, videos at both ends. `views`: what takes have to be long enough for.
 
     Raises:
         UserError: more broken rows than `data.max_bad` allows, or none left.
@@ -381,7 +417,9 @@ def survey(source: Source, wanted: np.ndarray, data: Data, *, keep: bool, what: 
     index, label, bad, blocks = [], [], [], []
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"reading {what}", total=len(wanted))
-        dataset = piecewise(pieces, Decode(source, data.size, keep), task_cpus=1)
+        dataset = piecewise(
+            pieces, inspection_of(source, data, keep, views or {}), task_cpus=1, most=SURVEYED[source.media]
+        )
         for block in blocks_of(dataset):
             good = block["bad"] == ""
             bad += Decode.broken(block)
@@ -394,7 +432,7 @@ def survey(source: Source, wanted: np.ndarray, data: Data, *, keep: bool, what: 
             progress.advance(bar, len(good))
     usable = np.concatenate(index) if index else np.zeros(0, dtype=np.int64)
     if not len(usable):
-        raise UserError(f"{what} has no usable image: give --data.train a dataset that has some")
+        raise UserError(f"{what} has no usable {NOUNS[source.media]}: give --data.train a dataset that has some")
     order = usable.argsort()
     return Survey(usable[order], np.concatenate(label)[order], sorted(bad, key=lambda b: b.index), blocks)
 

@@ -10,7 +10,7 @@ from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
 from methods.metrics.projection import scatter_figure, tsne
-from methods.metrics.retrieval import neighbours, retrieval_figure
+from methods.metrics.retrieval import clip_retrieval_figure, neighbours, retrieval_figure, topk_retrieval
 from methods.metrics.visual import first_filters, grad_cam, overlaid
 from pipelines.errors import UserError
 from pipelines.feed import add_views
@@ -60,13 +60,14 @@ def run_tsne(ready: "Ready", of: str) -> Result:
 
 
 def run_retrieval(ready: "Ready", of: str) -> Result:
-    """Picture of test queries with their nearest training images; precision of all queries at k."""
+    """Picture of test queries with their nearest training images; precision of all queries at k, of videos top-k."""
     options = ready.options.retrieval
     index, similarity = neighbours(ready.test.of[of], ready.train.of[of], k=options.k)  # (M, k)
     labelled = ready.classes is not None
     labels = ready.train.label[index]
     rows = spaced(len(index), options.queries)
-    figure = retrieval_figure(
+    videos = ready.options.data.media == "video"
+    figure = (clip_retrieval_figure if videos else retrieval_figure)(
         ready.images("test", ready.test.index[rows]),
         torch.stack([ready.images("train", ready.train.index[index[row]]) for row in rows]),
         similarity[rows],
@@ -77,6 +78,9 @@ def run_retrieval(ready: "Ready", of: str) -> Result:
     figures: dict[str, Any] = {"k": options.k}
     if labelled:
         figures["precision"] = (labels == ready.test.label[:, None]).double().mean().item()
+    if labelled and videos:
+        queries = ready.test.of[of], ready.test.label
+        figures |= topk_retrieval(*queries, ready.train.of[of], ready.train.label)
     return figures, {"": png(figure)}
 
 

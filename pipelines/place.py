@@ -10,6 +10,7 @@ import psutil
 
 from pipelines.errors import UserError
 from pipelines.recipe import Recipe, Run
+from pipelines.sources import NOUNS
 
 
 def quiet() -> None:
@@ -72,6 +73,9 @@ def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) 
         )
     if device == "cpu" and run.workers > cpus:
         raise UserError(f"{run.workers} workers need as many CPUs, the cluster has {cpus:g}: lower --run.workers")
+    noun, streamed = NOUNS[recipe.data.media], recipe.data.media != "image"  # others are never held whole
+    if streamed and (run.feed == "resident" or run.views_on == "device"):
+        raise UserError(f"views of {noun} are made while they are read: leave out --run.feed and --run.views-on")
     image = len(recipe.data.mean) * recipe.data.size**2
     machine = psutil.virtual_memory()
     memory = min(run.share * machine.total, machine.available)  # not a share of what others of the sweep have left
@@ -81,7 +85,7 @@ def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) 
             f"{samples:,} images of {recipe.data.size} px for {run.workers} workers do not fit in memory "
             f"({memory / 2**30:.1f} GiB free): give --run.feed stream, or --data.limit"
         )
-    feed = ("resident" if fits else "stream") if run.feed == "auto" else run.feed
+    feed = ("resident" if fits and not streamed else "stream") if run.feed == "auto" else run.feed
     spare = cpus - run.workers * run.cpus
     if spare < 0:
         raise UserError(
@@ -95,7 +99,7 @@ def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) 
         )
     data_cpus = spare / run.workers
     if run.views_on == "auto":
-        views_on = "data" if feed == "stream" and device == "cpu" else "device"
+        views_on = "data" if streamed or (feed == "stream" and device == "cpu") else "device"
     elif run.views_on == "data" and feed == "resident":
         raise UserError("the resident feed makes views on the device: give --run.feed stream, or --run.views-on device")
     else:

@@ -26,7 +26,7 @@ from pipelines.feed import Survey, survey
 from pipelines.loop import Training
 from pipelines.place import Place, cluster, placed
 from pipelines.recipe import Recipe, Run
-from pipelines.sources import Source, open_source, selected
+from pipelines.sources import NOUNS, Source, open_source, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
 from pipelines.worker import Task, start_from, work
 
@@ -48,10 +48,18 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
     wanted = selected(source, recipe.data.limit)
     with cluster(run.address) as resources:
         place = placed(recipe, run, len(wanted), resources)
-        found = survey(source, wanted, recipe.data, keep=place.feed == "resident", what=recipe.data.train)
+        found = survey(
+            source,
+            wanted,
+            recipe.data,
+            keep=place.feed == "resident",
+            what=recipe.data.train,
+            views=recipe.views_used,
+        )
+        noun = NOUNS[source.media]
         if len(found.usable) < recipe.batch_size:
             raise UserError(
-                f"a batch of {recipe.batch_size} is larger than the dataset of {len(found.usable)} images: "
+                f"a batch of {recipe.batch_size} is larger than the dataset of {len(found.usable)} {noun}: "
                 f"give --batch-size {1 << (len(found.usable).bit_length() - 1)} or less, or more data"
             )
         facts = recipe.facts(source.rows, source.classes)
@@ -60,9 +68,9 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
             console.print(f"[yellow]skipped[/] {bad.where}: {bad.reason}")
         steps = len(found.usable) // recipe.batch_size
         console.print(
-            f"[bold]{folder.path}[/]: {recipe.method_name} on {len(found.usable):,} images"
+            f"[bold]{folder.path}[/]: {recipe.method_name} on {len(found.usable):,} {noun}"
             f"{f' ({len(found.bad)} broken, skipped)' if found.bad else ''}, {recipe.epochs} epochs of {steps} steps "
-            f"of {recipe.batch_size} ({len(found.usable) - steps * recipe.batch_size} images a epoch left over), "
+            f"of {recipe.batch_size} ({len(found.usable) - steps * recipe.batch_size} {noun} an epoch left over), "
             f"{run.workers} {place.device} worker(s), {place.feed} feed, views on {place.views_on}"
         )
         if recipe.batch_norm == "shuffle" and run.workers == 1:
@@ -173,6 +181,8 @@ def probe_blocks(recipe: Recipe, run: Run, found: Survey) -> dict[str, Any] | No
     """Images for the online kNN: at most 5,000 for training and 2,000 for the test, evenly spaced."""
     if not run.knn_epochs:
         return None
+    if recipe.data.media != "image":
+        raise UserError("the online kNN is for images: leave out --run.knn-epochs, and evaluate the run")
     labelled = found.usable[found.label >= 0]
     if not recipe.data.test or len(labelled) < 20:
         raise UserError(

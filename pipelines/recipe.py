@@ -19,11 +19,16 @@ import pydantic
 import methods
 import pipelines.recipes
 from methods import backbones
+from methods.clips import ClipView
 from methods.method import Facts, Method
 from methods.optim import Optimizer
+from methods.takes import TakeView
 from methods.views import View
 from pipelines.errors import UserError
-from pipelines.sources import Data
+from pipelines.sources import Data, Media
+
+VIEWS: dict[Media, type[View] | type[ClipView] | type[TakeView]] = {"image": View, "video": ClipView, "take": TakeView}
+"""What views of each kind of data are."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class Recipe:
     backbone: str
     """A name of `python -m pipelines list`, or timm:NAME; `own` where the method brings its own network."""
     data: Data
-    views: dict[str, View]
-    """The views by name, as the method names them."""
+    views: dict[str, Any]
+    """The views by name, as the method names them: of images, of videos (`ClipView`) or of takes (`TakeView`)."""
     optimizers: dict[str, Optimizer]
     """The optimizer and schedule of each turn."""
     epochs: int = 200
@@ -54,6 +59,15 @@ class Recipe:
         for name, view in self.views.items():
             if view.name != name:
                 raise ValueError(f"views.{name}.name must be {name}, got {view.name}")
+            if not isinstance(view, VIEWS[self.data.media]):
+                raise ValueError(f"views.{name} is a {type(view).__name__}, not one of --data.media {self.data.media}")
+        if missing := set(self.views_used) - set(self.views):
+            raise ValueError(f"{self.method_name} needs the view {min(missing)}, which this recipe lacks")
+
+    @property
+    def views_used(self) -> dict[str, Any]:
+        """Those that the method's options ask for (`Config.views`), or all."""
+        return {name: self.views.get(name) for name in getattr(self.method, "views", self.views)}
 
     @property
     def method_name(self) -> str:
@@ -67,7 +81,7 @@ class Recipe:
         return _replaced(self, fields)
 
     def facts(self, samples: int, classes: int | None) -> Facts:
-        views = {name: (view.shape(len(self.data.mean)), view.width) for name, view in self.views.items()}
+        views = {name: (view.shape(len(self.data.mean)), view.width) for name, view in self.views_used.items()}
         return Facts(samples=samples, classes=classes, views=views)
 
     def build(self, facts: Facts) -> Method:
@@ -77,9 +91,7 @@ class Recipe:
             has = "its own network: give --backbone own" if method.owns_backbone else "none of its own: give --backbone"
             raise ValueError(f"--backbone {self.backbone}: {self.method_name} has {has}")
         image = next(iter(facts.views.values()))[0]
-        backbone = (
-            None if own else backbones.build(self.backbone, image=image, mean=self.data.mean, std=self.data.std)  # type: ignore[arg-type]
-        )
+        backbone = None if own else backbones.build(self.backbone, image=image, mean=self.data.mean, std=self.data.std)
         return method(self.method, backbone, facts)
 
     def to_json(self) -> str:
@@ -214,10 +226,12 @@ def from_json(text: str) -> Recipe:
     try:
         method = dict(fields.pop("method"))
         config = load_method(method.pop("name")).Config
+        data = pydantic.TypeAdapter(Data).validate_python(fields.pop("data"))
+        kind: Any = VIEWS[data.media]
         return Recipe(
             method=pydantic.TypeAdapter(config).validate_python(method),
-            data=pydantic.TypeAdapter(Data).validate_python(fields.pop("data")),
-            views=pydantic.TypeAdapter(dict[str, View]).validate_python(fields.pop("views")),
+            data=data,
+            views=pydantic.TypeAdapter(dict[str, kind]).validate_python(fields.pop("views")),
             optimizers=pydantic.TypeAdapter(dict[str, Optimizer]).validate_python(fields.pop("optimizers")),
             **fields,
         )

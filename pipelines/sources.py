@@ -1,4 +1,4 @@
-"""Reading images: Parquet files, image folders and WebDataset tars, from a disk or an object store.
+"""Reading images and videos: Parquet files, folders and WebDataset tars, from a disk or an object store.
 
 `open_source` lists files and reads metadata alone (of tars the headers); `load` reads and decodes rows of one group.
 Everything here is a function of its arguments: no Ray, no state but caches of listings and filesystems.
@@ -6,7 +6,8 @@ Everything here is a function of its arguments: no Ray, no state but caches of l
 Images become uint8 RGB, (3, S, S): the central square, resized with antialiasing. That is the shorter side resized to
 S and a centre crop, in the order that bounds memory (the filter does not reach beyond the square). Alpha is dropped,
 not blended; grey is repeated; CMYK and palettes are converted; of 16 bits the upper 8 are kept; of an animation the
-first frame; EXIF orientation is applied.
+first frame; EXIF orientation is applied. Videos are handed on as they are encoded (see pipelines.clips and
+pipelines.takes).
 
 Legend: N rows of a dataset, n rows read together, S decoded size.
 """
@@ -17,14 +18,14 @@ import json
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
@@ -40,7 +41,12 @@ from torch import Tensor
 
 from pipelines.errors import UserError
 
+Media = Literal["image", "video", "take"]
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+VIDEOS = frozenset({"mp4", "avi", "webm", "mkv", "mov", "m4v", "mpg", "mpeg", "wmv", "flv"})
+EXTENSIONS: Mapping[Media, frozenset[str]] = {"image": IMAGES, "video": VIDEOS, "take": VIDEOS}
+NOUNS: Mapping[Media, str] = {"image": "images", "video": "videos", "take": "moments"}
+"""What samples are called."""
 PER_GROUP = 512  # files of a folder, or samples of a tar, that are read together
 MOST_PIXELS = 178_956_970  # beyond this an image is taken for a decompression bomb, as Pillow does
 REQUESTS = 16  # at a time, to an object store
@@ -51,13 +57,26 @@ class Data:
     """The data of a recipe. A path is local or a URI (s3://, gs://, file://); globs are allowed for files."""
 
     train: str = ""
-    """Parquet file(s), an image folder (`folder/class/*.jpg`, or without classes), or WebDataset tar(s)."""
+    """Parquet file(s), a folder of files (`folder/class/*.jpg`, `*.mp4`; or without classes), or WebDataset tar(s)."""
     test: str | None = None
     """Likewise, for evaluation."""
+    media: Media = "image"
+    """What a row holds. image; video: a file; take: the video of one of several cameras, whose frames are in step; a
+    sample is then a moment, and the cameras of a take lie in one row group."""
     size: int = 32
-    """Pixels: the central square of each image is resized to size x size."""
+    """Pixels: the central square of each image or frame is resized to size x size."""
+    width: int | None = None
+    """Pixels: whole frames of videos are resized to size x width instead (C3D: 128 x 171). None: the central square."""
     image: str = "image"
     """Parquet column of encoded bytes, or of the Hub's struct of bytes and path."""
+    video: str = "video"
+    """Parquet column of encoded files, of videos and takes."""
+    take: str = "take"
+    """Parquet column that names the take."""
+    camera: str = "camera"
+    """Parquet column that names the camera."""
+    pose: str = ""
+    """Parquet column of 3D joints, for methods that learn them (`pose`). Empty: they are not read."""
     label: str = "label"
     """Parquet column of integers, or of strings (whose sorted values are the classes). It may be absent."""
     limit: int | None = None
@@ -71,6 +90,8 @@ class Data:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UserError(f"--data.size is a number of pixels above 0, got {self.size}")
+        if self.width is not None and (self.width < 1 or self.media == "image"):
+            raise UserError(f"--data.width is a number of pixels above 0, for videos, got {self.width}")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--data.limit is a number of rows above 0, got {self.limit}")
         if not 0 <= self.max_bad <= 1:
@@ -78,10 +99,21 @@ class Data:
         if min(self.std) <= 0:
             raise UserError(f"--data.std is above 0, got {self.std}")
 
+    @property
+    def column(self) -> str:
+        """The Parquet column of encoded bytes."""
+        return self.image if self.media == "image" else self.video
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of a decoded image or frame."""
+        return self.size, self.width or self.size
+
 
 @dataclass(frozen=True)
 class Group:
-    """What is read together: a row group, up to `PER_GROUP` files of one folder, or as many samples of a tar."""
+    """What is read together: a row group, up to `PER_GROUP` files of one folder, or as many samples of a tar; of takes,
+    one, whose rows are its moments."""
 
     path: str
     """Of the file or folder, within the source's filesystem."""
@@ -92,8 +124,21 @@ class Group:
     rows: int
 
 
+@dataclass(frozen=True)
+class Take:
+    """What the cameras of one scene saw at the same time."""
+
+    name: str
+    cameras: tuple[str, ...]
+    """In ascending order."""
+    rows: tuple[int, ...]
+    """Where each camera's row lies in the row group."""
+    label: int
+    """Of the first camera's row; -1 where there is none."""
+
+
 class Encoded(NamedTuple):
-    images: list[bytes | None]
+    files: list[bytes | None]
     label: np.ndarray | None  # int64 (n,), -1 where a row has none
     names: list[str]  # file and row, for messages
 
@@ -123,11 +168,13 @@ class Source:
     """A dataset, described: small and picklable. Made once by `open_source`, read anywhere."""
 
     kind: Literal["parquet", "folder", "tar"]
+    media: Media
     filesystem: str
     """URI from which the filesystem is made; empty for local files."""
     root: str
-    """The image folder (of classes); the folder of the first file otherwise."""
-    image: str
+    """The folder (of classes); the folder of the first file otherwise."""
+    column: str
+    """Of the encoded bytes, in Parquet."""
     label: str
     groups: tuple[Group, ...]
     rows: int
@@ -137,6 +184,8 @@ class Source:
     """Number of classes: that of `class_names`, or the highest label + 1. None without labels."""
     class_names: tuple[str, ...] | None
     """Index = label. From `class_names` (JSON) or the Hub's features in a Parquet schema, string labels or folders."""
+    takes: "tuple[Take, ...]" = ()
+    """Of media take: what each group holds."""
 
     def read(self, group: Group, rows: np.ndarray) -> Encoded:
         """The rows of `group` at the ascending offsets `rows`, int64 (n,).
@@ -162,6 +211,8 @@ def open_source(pattern: str, data: Data) -> Source:
     try:
         filesystem, root, files = _list(pattern)
         suffix = {posixpath.splitext(file)[1].lower() for file in files}
+        if data.media == "take":
+            return _open_takes(filesystem, [f for f in files if f.lower().endswith(".parquet")], data, pattern)
         if ".parquet" in suffix:
             return _open_parquet(filesystem, [f for f in files if f.lower().endswith(".parquet")], data)
         if ".tar" in suffix:
@@ -170,7 +221,7 @@ def open_source(pattern: str, data: Data) -> Source:
             return _open_folder(filesystem, root, files, data)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{pattern} cannot be opened: {_brief(error)}") from error
-    raise UserError(f"{pattern}: neither .parquet nor .tar files; images are read by naming their folder")
+    raise UserError(f"{pattern}: neither .parquet nor .tar files; images and videos are read by naming their folder")
 
 
 def check_classes(train: Source, test: Source) -> None:
@@ -192,7 +243,7 @@ def load(source: Source, group: Group, rows: np.ndarray, size: int) -> Loaded:
     encoded = source.read(group, rows)
     image = np.empty((len(rows), 3, size, size), np.uint8)
     good, bad = np.ones(len(rows), bool), []
-    for i, content in enumerate(encoded.images):
+    for i, content in enumerate(encoded.files):
         try:
             if content is None:
                 raise ValueError("no image bytes (null)")
@@ -380,9 +431,10 @@ def _open_parquet(filesystem: str, files: list[str], data: Data) -> Source:
     classes = max(len(names or ()), highest + 1) if strings or highest >= 0 else None
     return Source(
         "parquet",
+        data.media,
         filesystem,
         posixpath.dirname(files[0]),
-        data.image,
+        data.column,
         data.label,
         groups,
         sum(group.rows for group in groups),
@@ -408,14 +460,18 @@ def _describe(filesystem: str, path: str, data: Data) -> _File:
 
 def _check_columns(schema: pa.Schema, path: str, data: Data) -> None:
     columns = ", ".join(schema.names)
-    if data.image not in schema.names:
-        raise UserError(f"{path} has no column {data.image}; its columns are {columns}: name one with --data.image")
+    option = "image" if data.media == "image" else "video"
+    if data.column not in schema.names:
+        raise UserError(f"{path} has no column {data.column}; its columns are {columns}: name one with --data.{option}")
     if data.label not in schema.names and data.label != Data.label:
         raise UserError(f"{path} has no column {data.label}; its columns are {columns}: name one with --data.label")
-    image = schema.field(data.image).type
-    inner = image.field("bytes").type if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0 else image
+    column = schema.field(data.column).type
+    inner = (
+        column.field("bytes").type if pa.types.is_struct(column) and column.get_field_index("bytes") >= 0 else column
+    )
     if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner) or pa.types.is_binary_view(inner)):
-        raise UserError(f"{path}: column {data.image} is of type {image}, not encoded bytes: choose with --data.image")
+        told = f"column {data.column} is of type {column}, not encoded bytes"
+        raise UserError(f"{path}: {told}: choose with --data.{option}")
     if data.label in schema.names:
         label = schema.field(data.label).type
         inner = label.value_type if pa.types.is_dictionary(label) else label
@@ -449,48 +505,192 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
 def _read_parquet(source: Source, group: Group, rows: np.ndarray) -> Encoded:
     with pq.ParquetFile(group.path, filesystem=_filesystem(source.filesystem)) as file:
         before = sum(file.metadata.row_group(i).num_rows for i in range(group.part))
-        wanted = [name for name in (source.image, source.label) if name in file.schema_arrow.names]
+        wanted = [name for name in (source.column, source.label) if name in file.schema_arrow.names]
         table = file.read_row_group(group.part, columns=wanted, use_threads=False)
     if table.num_rows != group.rows:
         raise UserError(f"{group.path} is no longer what it was when the run began: start again")
     if len(rows) < table.num_rows:
         table = table.take(rows)
-    column = table[source.image]
-    images = (pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column).to_pylist()
+    column = table[source.column]
+    files = (pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column).to_pylist()
     names = [f"{group.path}:{before + row}" for row in rows.tolist()]
     if source.label not in table.column_names:
-        return Encoded(images, None, names)
+        return Encoded(files, None, names)
     label = _plain(table[source.label])
     if label.type != pa.int64():
         label = pc.index_in(label, pa.array(source.class_names, label.type)).cast(pa.int64())
-    return Encoded(images, label.fill_null(-1).to_numpy(), names)
+    return Encoded(files, label.fill_null(-1).to_numpy(), names)
+
+
+def read_column(source: Source, name: str) -> Tensor:
+    """int64 (N,): a further column of a Parquet dataset, its values numbered in sorted order.
+
+    Raises:
+        UserError: the dataset is not of Parquet files, or has no such column.
+    """
+    values = []
+    for path in dict.fromkeys(group.path for group in source.groups):
+        try:
+            column = pq.read_table(path, columns=[name], filesystem=_filesystem(source.filesystem))[name]
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise UserError(f"{path} has no column {name} that could be read: {_brief(error)}") from error
+        values.append(column)
+    return torch.from_numpy(np.unique(pa.chunked_array(values).to_numpy(), return_inverse=True)[1].astype(np.int64))
+
+
+# ------------------------------------------------------------------------------------------------ takes
+
+
+class _Scene(NamedTuple):
+    take: Take
+    path: str
+    part: int
+    moments: int
+
+
+def _open_takes(filesystem: str, files: list[str], data: Data, pattern: str) -> Source:
+    """A group for each take; its moments are as many as its longest camera has frames."""
+    if not files:
+        raise UserError(f"{pattern}: takes are read from Parquet files: python -m pipelines data takes writes them")
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        scenes = [scene for some in pool.map(lambda path: _scenes(filesystem, path, data), files) for scene in some]
+    places: dict[str, _Scene] = {}
+    for scene in scenes:
+        there = places.setdefault(scene.take.name, scene)
+        if there is not scene:
+            raise UserError(
+                f"take {scene.take.name} lies in several row groups ({there.path}:{there.part} and {scene.path}:"
+                f"{scene.part}): python -m pipelines data takes writes each into one"
+            )
+    highest = max((scene.take.label for scene in scenes), default=-1)
+    groups = _numbered((scene.path, scene.part, scene.moments) for scene in scenes)
+    rows = sum(group.rows for group in groups)
+    if not rows:
+        raise UserError(f"{pattern} holds no moments of any take")
+    return Source(
+        "parquet",
+        "take",
+        filesystem,
+        posixpath.dirname(files[0]),
+        data.column,
+        data.label,
+        groups,
+        rows,
+        highest >= 0,
+        highest + 1 if highest >= 0 else None,
+        None,
+        tuple(scene.take for scene in scenes),
+    )
+
+
+def _scenes(filesystem: str, path: str, data: Data) -> list[_Scene]:
+    from pipelines.video import table
+
+    scenes = []
+    with pq.ParquetFile(path, filesystem=_filesystem(filesystem)) as file:
+        names = file.schema_arrow.names
+        _check_columns(file.schema_arrow, path, data)
+        for option in ("take", "camera", *(["pose"] if data.pose else [])):
+            if getattr(data, option) not in names:
+                told = f"{path} has no column {getattr(data, option)}; its columns are {', '.join(names)}"
+                raise UserError(f"{told}: name one with --data.{option}")
+        counted = "num_frames" in names
+        wanted = [data.take, data.camera, "num_frames" if counted else data.column]
+        wanted += [data.label] if data.label in names else []
+        for part in range(file.num_row_groups):
+            rows = file.read_row_group(part, columns=wanted, use_threads=False).to_pylist()
+            by_take: dict[str, dict[str, int]] = {}
+            for at, row in enumerate(rows):
+                cameras = by_take.setdefault(str(row[data.take]), {})
+                if cameras.setdefault(str(row[data.camera]), at) != at:
+                    twice = f"camera {row[data.camera]} of take {row[data.take]} twice"
+                    raise UserError(f"{path} has {twice}: takes need names of their own, see --data.take")
+            for name, cameras in by_take.items():
+                places = [cameras[camera] for camera in sorted(cameras)]
+                label = rows[places[0]].get(data.label)
+                take = Take(name, tuple(sorted(cameras)), tuple(places), -1 if label is None else int(label))
+                if counted:
+                    moments = max(rows[at]["num_frames"] or 0 for at in places)
+                else:
+                    moments = max(_length(table, rows[at][data.column]) for at in places)
+                scenes.append(_Scene(take, path, part, max(moments, 1)))
+    return scenes
+
+
+def _length(table: Callable[[bytes], Any], encoded: bytes | None) -> int:
+    try:
+        return len(table(encoded or b""))
+    except ValueError:  # told where the data is looked through
+        return 0
+
+
+class Cameras(NamedTuple):
+    """A take as it is stored, a list entry a camera."""
+
+    videos: list[bytes | None]
+    pose: list[np.ndarray | None]
+    """float32 (F, J, 3), where they are read."""
+    box: list[np.ndarray | None]
+    """float32 (F, 3): centre x, centre y and side in pixels of the video, where the file has them."""
+    joints: tuple[str, ...]
+    """Their names, from the schema's metadata."""
+    mirror: tuple[int, ...]
+    """Of each joint the one on the other side, or itself; from the schema's metadata."""
+    parents: tuple[int, ...]
+    """Of each joint the one that it hangs on; -1 for the root."""
+
+
+def read_take(source: Source, number: int, pose: str = "") -> Cameras:
+    """The take of group `number`. `pose`: column of the joints, or empty."""
+    group, take = source.groups[number], source.takes[number]
+    try:
+        with pq.ParquetFile(group.path, filesystem=_filesystem(source.filesystem)) as file:
+            names = file.schema_arrow.names
+            metadata = file.schema_arrow.metadata or {}
+            joints = tuple(json.loads(metadata.get(b"joint_names", b"[]")))
+            mirror = tuple(json.loads(metadata.get(b"joint_mirror", b"null")) or range(len(joints)))
+            parents = tuple(json.loads(metadata.get(b"joint_parents", b"null")) or [-1] * len(joints))
+            wanted = [source.column, *(name for name in (pose, "box") if name in names)]
+            rows = file.read_row_group(group.part, columns=wanted, use_threads=False).take(list(take.rows)).to_pydict()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{group.path} cannot be read (part {group.part}): {_brief(error)}") from error
+
+    if pose and not joints:
+        raise UserError(f"{group.path} does not name its joints (joint_names in the schema's metadata)")
+
+    def arrays(name: str, *shape: int) -> list[np.ndarray | None]:
+        values = rows.get(name) or [None] * len(take.rows)
+        return [None if v is None else np.asarray(v, np.float32).reshape(-1, *shape) for v in values]
+
+    return Cameras(rows[source.column], arrays(pose, len(joints), 3), arrays("box", 3), joints, mirror, parents)
 
 
 # ---------------------------------------------------------------------------------------------- folders
 
 
-def _is_image(path: str) -> bool:
-    return posixpath.splitext(path)[1][1:].lower() in IMAGES
+def _is(media: Media, path: str) -> bool:
+    return posixpath.splitext(path)[1][1:].lower() in EXTENSIONS[media]
 
 
 def _open_folder(filesystem: str, root: str, files: list[str], data: Data) -> Source:
-    """Classes are the folders straight under `root`; images straight in it mean that there are no classes."""
-    images = [file for file in files if _is_image(file)]
-    if not images:
-        told = f"known are {', '.join(sorted(IMAGES))}, .parquet and .tar" if files else "it is empty"
-        raise UserError(f"no image files under {root}: {told}")
-    folders = {folder: len(list(run)) for folder, run in groupby(images, posixpath.dirname)}
+    """Classes are the folders straight under `root`; files straight in it mean that there are no classes."""
+    found = [file for file in files if _is(data.media, file)]
+    if not found:
+        told = f"known are {', '.join(sorted(EXTENSIONS[data.media]))}, .parquet and .tar" if files else "it is empty"
+        raise UserError(f"no {data.media} files under {root}: {told}")
+    folders = {folder: len(list(run)) for folder, run in groupby(found, posixpath.dirname)}
     parts = ((folder, at, min(PER_GROUP, n - at)) for folder, n in folders.items() for at in range(0, n, PER_GROUP))
     names = None if root in folders else tuple(sorted({_class(root, folder) for folder in folders}))
     classes = None if names is None else len(names)
     return Source(
         "folder",
+        data.media,
         filesystem,
         root,
-        data.image,
+        data.column,
         data.label,
         _numbered(parts),
-        len(images),
+        len(found),
         classes is not None,
         classes,
         names,
@@ -502,27 +702,27 @@ def _class(root: str, folder: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _images_in(filesystem: str, folder: str) -> tuple[str, ...]:
+def _files_in(filesystem: str, folder: str, media: Media) -> tuple[str, ...]:
     infos = _below(_filesystem(filesystem), folder, recursive=False)
-    return tuple(info.path for info in infos if _is_image(info.path))
+    return tuple(info.path for info in infos if _is(media, info.path))
 
 
 def _read_folder(source: Source, group: Group, rows: np.ndarray) -> Encoded:
-    files = _images_in(source.filesystem, group.path)[group.part : group.part + group.rows]
-    if len(files) != group.rows:
+    there = _files_in(source.filesystem, group.path, source.media)[group.part : group.part + group.rows]
+    if len(there) != group.rows:
         raise UserError(f"{group.path} is no longer what it was when the run began: start again")
-    names = [files[row] for row in rows.tolist()]
+    names = [there[row] for row in rows.tolist()]
     filesystem = _filesystem(source.filesystem)
-    images: list[bytes | None]
+    files: list[bytes | None]
     if source.filesystem:
         with ThreadPoolExecutor(REQUESTS) as pool:
-            images = list(pool.map(lambda name: _content(filesystem, name), names))
+            files = list(pool.map(lambda name: _content(filesystem, name), names))
     else:
-        images = [Path(name).read_bytes() for name in names]
+        files = [Path(name).read_bytes() for name in names]
     if source.class_names is None:
-        return Encoded(images, None, names)
+        return Encoded(files, None, names)
     label = source.class_names.index(_class(source.root, group.path))
-    return Encoded(images, np.full(len(rows), label, np.int64), names)
+    return Encoded(files, np.full(len(rows), label, np.int64), names)
 
 
 def _content(filesystem: FileSystem, path: str) -> bytes:
@@ -535,19 +735,20 @@ def _content(filesystem: FileSystem, path: str) -> bytes:
 
 class _Sample(NamedTuple):
     at: int  # byte of the first header
-    image: tarfile.TarInfo
+    file: tarfile.TarInfo
     label: tarfile.TarInfo | None
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[_Sample]:
-    """Neighbouring members whose names agree up to the first dot are a sample; those without an image are left out."""
+def _samples(tar: tarfile.TarFile, media: Media) -> Iterator[_Sample]:
+    """Neighbouring members whose names agree up to the first dot are a sample; those without an image, or a video, are
+    left out."""
     members = (m for m in tar if m.isfile() and not posixpath.basename(m.name).startswith("."))
     for _, run in groupby(members, lambda m: _key(m.name)[0]):
         sample = [(_key(member.name)[1].lower(), member) for member in run]
-        image = next((member for extension, member in sample if extension in IMAGES), None)
+        file = next((member for extension, member in sample if extension in EXTENSIONS[media]), None)
         label = next((member for extension, member in sample if extension == "cls"), None)
-        if image is not None:
-            yield _Sample(sample[0][1].offset, image, label)
+        if file is not None:
+            yield _Sample(sample[0][1].offset, file, label)
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -566,17 +767,18 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> int:
 
 def _open_tars(filesystem: str, files: list[str], data: Data) -> Source:
     with ThreadPoolExecutor(REQUESTS if filesystem else 1) as pool:
-        scanned = list(pool.map(lambda path: _scan(filesystem, path), files))
+        scanned = list(pool.map(lambda path: _scan(filesystem, path, data.media), files))
     groups = _numbered(part for parts, _ in scanned for part in parts)
     if not groups:
-        known = ", ".join(sorted(IMAGES))
+        known = ", ".join(sorted(EXTENSIONS[data.media]))
         raise UserError(f"no samples in {files[0]} and {len(files) - 1} other tars: names are KEY.EXT, EXT of {known}")
     classes = max(highest for _, highest in scanned) + 1 or None
     return Source(
         "tar",
+        data.media,
         filesystem,
         posixpath.dirname(files[0]),
-        data.image,
+        data.column,
         data.label,
         groups,
         sum(group.rows for group in groups),
@@ -586,7 +788,7 @@ def _open_tars(filesystem: str, files: list[str], data: Data) -> Source:
     )
 
 
-def _scan(filesystem: str, path: str) -> tuple[list[tuple[str, int, int]], int]:
+def _scan(filesystem: str, path: str, media: Media) -> tuple[list[tuple[str, int, int]], int]:
     """Reads the headers of a tar, and its labels -> (groups, the highest label)."""
     starts, highest = [], -1
     try:
@@ -594,7 +796,7 @@ def _scan(filesystem: str, path: str) -> tuple[list[tuple[str, int, int]], int]:
             _filesystem(filesystem).open_input_file(path) as file,
             tarfile.open(fileobj=file, mode="r:") as tar,
         ):
-            for sample in _samples(tar):
+            for sample in _samples(tar, media):
                 starts.append(sample.at)
                 highest = max(highest, _label(tar, sample.label))
     except tarfile.TarError as error:
@@ -604,16 +806,16 @@ def _scan(filesystem: str, path: str) -> tuple[list[tuple[str, int, int]], int]:
 
 def _read_tar(source: Source, group: Group, rows: np.ndarray) -> Encoded:
     wanted = set(rows.tolist())
-    images: list[bytes | None] = []
+    files: list[bytes | None] = []
     labels, names = [], []
     with _filesystem(source.filesystem).open_input_file(group.path) as file:
         file.seek(group.part)
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            for row, sample in enumerate(islice(_samples(tar), group.rows)):
+            for row, sample in enumerate(islice(_samples(tar, source.media), group.rows)):
                 if row in wanted:
-                    images.append(tar.extractfile(sample.image).read())  # type: ignore[union-attr]
+                    files.append(tar.extractfile(sample.file).read())  # type: ignore[union-attr]
                     labels.append(_label(tar, sample.label))
-                    names.append(f"{group.path}:{sample.image.name}")
-    if len(images) != len(rows):
+                    names.append(f"{group.path}:{sample.file.name}")
+    if len(files) != len(rows):
         raise UserError(f"{group.path} is no longer what it was when the run began: start again")
-    return Encoded(images, np.array(labels, np.int64) if source.labelled else None, names)
+    return Encoded(files, np.array(labels, np.int64) if source.labelled else None, names)

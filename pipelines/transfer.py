@@ -1,7 +1,7 @@
-"""Protocols that train: with the training loop and the `supervised` method, each as a run of its own.
+"""Protocols that train: with the training loop and the methods `supervised` and `timing`, each as a run of its own.
 
 The runs lie under `<run>/evaluation`, named by protocol, step and settings; a second call goes on with what is there.
-Test images pass the trained network as features do.
+Test images pass the trained network as features do. Of a video the probabilities of its clips are averaged.
 """
 
 import dataclasses
@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from methods import backbones, supervised
+from methods import backbones, supervised, timing
+from methods.clips import ClipView
+from methods.method import Clock
 from methods.metrics.linear import Linear
 from methods.optim import Optimizer
 from methods.parts import set_batch_norm
@@ -25,9 +27,11 @@ from pipelines.errors import UserError
 from pipelines.pretrain import pretrain
 from pipelines.recipe import Recipe, Run
 from pipelines.storage import Checkpoints, Folder
+from pipelines.tasks import own_task
 
 if TYPE_CHECKING:
     from pipelines.evaluate import Ready
+    from pipelines.posing import Posing
 
 Augment = Literal["crop", "resized_crop"]
 """crop: the square that the network sees, cut at random out of the decoded image (`--data.size`); of one of the same
@@ -57,6 +61,8 @@ class Layerwise:
     """Most values of a map that its classifier sees; larger maps are average-pooled. None: all."""
     norm: bool = True
     """Batch norm without scale and shift before each classifier: so one rate suits all layers."""
+    head: tuple[int, ...] = ()
+    """Widths of hidden layers of each classifier, with batch norm and ReLU. Empty: it is linear."""
     augment: Augment = "crop"
     optimizer: Optimizer = NESTEROV
     batch_size: int = 64
@@ -114,11 +120,43 @@ and batch 128 are the released code's. Its row "frozen" is `Layerwise` with laye
 transfer to Pascal VOC (Table 3.3), with several labels an image, is not here."""
 
 
+ADAMW = Optimizer(
+    "adamw", lr=5e-5, scaling="none", betas=(0.9, 0.99), weight_decay=1e-4 / 5e-5, exclude=True, final_lr=5e-8
+)
+"""Transfer of video features (S. Jenni's thesis, section 5.2.3); its weight decay as in pipelines.recipes.temporal."""
+VIDEO_FINETUNE = Finetune(augment="crop", optimizer=ADAMW, batch_size=24, epochs=75)
+"""Table 5.2 with C3D: 75 epochs on random crops; batch 24 is the released code's. The other networks: 150 epochs."""
+VIDEO_LINEAR = Linear(Optimizer(lr=3.0, scaling="none", weight_decay=0.0), batch_size=16, augment="none")
+"""Ours, as no text has a linear evaluation of videos: on the mean features of each, and small batches, as sets are."""
+VIDEO_FROZEN = Layerwise(
+    layers=("pool5",), values=None, norm=False, head=(2048, 2048), optimizer=ADAMW, batch_size=24, epochs=50
+)
+"""Table 5.1, "conv frozen": three new fully connected layers on what C3D's convolutions give, 50 epochs."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of `synchronization` and `before_after` (section 5.3, Table 5.3): what is trained, see methods.timing. The text
+    gives no epochs; those of the transfer to actions."""
+
+    layer: str = "conv5"
+    """psi, the backbone's layer that is classified. Empty: the features."""
+    head: tuple[int, ...] = (2048, 2048)
+    most_offset: int = 6
+    freeze: bool = True
+    """Whether the backbone stays as it was pretrained."""
+    norm_momentum: float = 0.025
+    """Of the new layers' batch norm: a step's share in the running statistics. Few steps need .1 or more."""
+    optimizer: Optimizer = ADAMW
+    batch_size: int = 24
+    epochs: int = 75
+
+
 def layerwise(ready: "Ready", of: str) -> dict[str, Any]:
     """Top-1 of each layer by its name, and of the `last` of them."""
     chosen = ready.options.layerwise
     layers = chosen.layers or tuple(layers_of(ready))
-    config = supervised.Config(layers=layers, values=chosen.values, norm=chosen.norm)
+    config = supervised.Config(layers=layers, values=chosen.values, norm=chosen.norm, head=chosen.head)
     recipe = recipe_of(ready, config, chosen)
     if chosen.norm and recipe.batch_norm == "none":
         raise UserError("this run has no batch norm (--batch-norm none): give --layerwise.norm False")
@@ -183,41 +221,81 @@ def recipe_of(ready: "Ready", config: supervised.Config, chosen: Layerwise | Fin
     if ready.classes is None:
         raise UserError("this protocol needs a label for each image: give --data.label")
     size = (chosen.size if isinstance(chosen, Layerwise) else None) or ready.size
-    if size > options.data.size:
+    if size > min(options.data.shape):
         raise UserError(f"layerwise.size {size} is more than the images have: give --data.size {size}, or less")
-    view, area = View("image", size, crop_scale=(0.08, 1.0)), (size / options.data.size) ** 2
-    if chosen.augment == "crop":
-        view = View("image", size, crop_scale=(area, area), crop_ratio=(1.0, 1.0))
+    return derived(ready, it.recipe, config, {"image": view_of(ready, size, chosen.augment)}, chosen)
+
+
+def view_of(ready: "Ready", size: int, augment: str) -> View | ClipView:
+    """What a classifier is trained on: a random crop, resized or not, of an image or of a clip."""
+    data, clips, scale = ready.options.data, ready.options.clips, (0.08, 1.0)
+    if data.media == "video":
+        frames = ready.subject.frames or clips.frames
+        return ClipView(
+            "image",
+            size=size,
+            frames=frames,
+            speed=clips.speed,
+            still=clips.still,
+            crop_scale=None if augment in ("crop", "crop_flip") else scale,
+        )
+    area = (size / data.size) ** 2
+    if augment == "crop":
+        return View("image", size, crop_scale=(area, area), crop_ratio=(1.0, 1.0))
+    return View("image", size, crop_scale=scale)
+
+
+def derived(
+    ready: "Ready",
+    base: Recipe,
+    config: Any,
+    views: Mapping[str, Any],
+    chosen: "Layerwise | Finetune | Linear | Timing | Posing",
+) -> Recipe:
+    """`base` with another method, views and training, on the data that is evaluated."""
+    options = ready.options
     return dataclasses.replace(
-        it.recipe,
+        base,
         method=config,
         data=options.data,
-        views={"image": view},
+        views=dict(views),
         optimizers={"model": chosen.optimizer},
         epochs=chosen.epochs,
         batch_size=chosen.batch_size,
         seed=options.seed,
-        batch_norm="none" if it.recipe.batch_norm == "none" else "global",
+        batch_norm="none" if base.batch_norm == "none" else "global",
         start_from=None,
     )
 
 
 class Classifiers(nn.Module):
-    """Images -> the logits (B, K * classes) of all K classifiers of a supervised method."""
+    """Images -> probabilities (B, K * classes) of all K classifiers of a supervised method, which can be averaged."""
 
     def __init__(self, method: supervised.Supervised) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([*self.method.logits(images).values()], dim=1)
+        return torch.cat([logits.softmax(1) for logits in self.method.logits(images).values()], dim=1)
 
 
 def trained(
     ready: "Ready", protocol: str, of: str, recipe: Recipe, chosen: Finetune | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Trains `recipe` from the weights `of` the run or its beginning; logits (M, classes) of the test images by
+    """Trains `recipe` from the weights `of` the run or its beginning; probabilities (M, classes) of the test images by
     classifier, and their labels (M,)."""
+    network = Classifiers(built(ready, recipe, weights_after(ready, protocol, of, recipe, chosen)))
+    found = ready.extracted("test", {"probabilities": network}, raw=False, size=recipe.views["image"].size)
+    if found.label.min() < 0:
+        raise UserError("this protocol needs a label for each test image")
+    names = list(network.method.classifiers)
+    return dict(zip(names, found.of["probabilities"].chunk(len(names), dim=1), strict=True)), found.label
+
+
+def weights_after(
+    ready: "Ready", protocol: str, of: str, recipe: Recipe, chosen: Finetune | None = None
+) -> Mapping[str, Tensor]:
+    """Those of the method of `recipe`, trained from the weights `of` the run or its beginning."""
     it, options = ready.subject, ready.options
     rescaling = chosen if chosen and chosen.rescale != "none" else None
     settings = recipe.to_json() + (f"{rescaling.rescale} {rescaling.calibration}" if rescaling else "")
@@ -244,12 +322,7 @@ def trained(
         state = weights_of(pretrain(dataclasses.replace(recipe, start_from=start.uri), run, protocol))
         if state is None:
             raise UserError(f"{storage.path}/{name} has no good checkpoint: delete that folder to train again")
-    network = Classifiers(built(ready, recipe, state["method"]))
-    found = ready.extracted("test", {"logits": network}, raw=False, size=recipe.views["image"].size)
-    if found.label.min() < 0:
-        raise UserError("this protocol needs a label for each test image")
-    names = list(network.method.classifiers)
-    return dict(zip(names, found.of["logits"].chunk(len(names), dim=1), strict=True)), found.label
+    return state["method"]
 
 
 def weights_of(run: Folder) -> dict[str, Any] | None:
@@ -257,13 +330,33 @@ def weights_of(run: Folder) -> dict[str, Any] | None:
     return state
 
 
-def built(ready: "Ready", recipe: Recipe, weights: Mapping[str, Tensor]) -> supervised.Supervised:
-    """As a worker builds it, with the same draws for what `weights` does not hold."""
+def built(ready: "Ready", recipe: Recipe, weights: Mapping[str, Tensor]) -> Any:
+    """The method, as a worker builds it, with the same draws for what `weights` does not hold."""
     torch.manual_seed(recipe.seed)
     method: Any = recipe.build(recipe.facts(ready.source("train").rows, ready.classes))
     method = set_batch_norm(method, "none") if recipe.batch_norm == "none" else method
     method.load_state_dict(weights, strict=False)
     return method
+
+
+def timing_task(ready: "Ready", of: str, task: "timing.Task") -> dict[str, Any]:
+    """Trains `methods.timing` on top of the backbone: its figures on the test videos."""
+    it, chosen = ready.subject, ready.options.timing
+    if it.recipe is None or it.frames is None:
+        raise UserError(f"{task} is for runs of videos, whose backbone takes clips")
+    config = timing.Config(
+        task=task,
+        frames=it.frames,
+        most_offset=chosen.most_offset,
+        head=chosen.head,
+        layer=chosen.layer,
+        norm_momentum=chosen.norm_momentum,
+        freeze_backbone=chosen.freeze,
+    )
+    views = {"clip": ClipView("clip", size=ready.size, frames=config.span, speed=0)}
+    recipe = derived(ready, it.recipe, config, views, chosen)
+    method = built(ready, recipe, weights_after(ready, task, of, recipe)).eval()
+    return own_task(ready, method, Clock(0, 1, 1, 0, ready.options.seed), recipe.views)
 
 
 def write_start(ready: "Ready", of: str, recipe: Recipe, rescaling: Finetune | None, folder: Folder) -> None:

@@ -12,19 +12,21 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 import pipelines.recipe as recipes
+from methods.backbones import channels_last
 from methods.method import Batch, Clock, Facts, Method
 from methods.metrics.knn import knn
 from methods.parts import set_batch_norm
 from pipelines.errors import UserError
 from pipelines.features import central
-from pipelines.feed import Feed, ResidentFeed, Share, StreamFeed, gathered
+from pipelines.feed import Feed, ResidentFeed, Share, StreamFeed, bytes_of, gathered
 from pipelines.loop import NotFinite, Training, collapse, train
 from pipelines.place import Place
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import Source
 from pipelines.storage import Checkpoints, Folder, open_folder
 
-WINDOW = 4096  # rows that the stream feed mixes with one another
+WINDOW = 4096  # rows that the stream feed mixes with one another, at most
+WINDOW_BYTES = 2**28  # of their views
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def rank_loop(task: Task) -> None:
     method = recipe.build(task.facts)
     checkpoints = Checkpoints(task.folder / "checkpoints", run.keep)
     state, broken = checkpoints.newest()
-    method = method.to(device).to(memory_format=torch.channels_last)
+    method = channels_last(method.to(device))
     method = set_batch_norm(method, recipe.batch_norm)
     if (recipe.start_from or method.starts_from) and state is None:
         start_from(recipe, method)
@@ -198,12 +200,12 @@ def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
     if place.feed == "stream":
         return StreamFeed(
             task.source,
+            recipe.data,
             task.usable,
-            recipe.views,
-            size=recipe.data.size,
+            recipe.views_used,
             seed=recipe.seed,
             share=share,
-            window=WINDOW,
+            window=min(WINDOW, max(1, WINDOW_BYTES // bytes_of(recipe.views_used))),
             views_on_data=place.views_on == "data",
             cpus=place.data_cpus,
             task_cpus=place.task_cpus,
@@ -214,7 +216,7 @@ def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
     label = columns["label"] if task.source.labelled else None
     if device.type == "cuda" and images.numel() < 0.25 * torch.cuda.mem_get_info(device)[0]:
         images, index, label = images.to(device), index.to(device), None if label is None else label.to(device)
-    return ResidentFeed(images, index, label, recipe.views, seed=recipe.seed, share=share, device=device)
+    return ResidentFeed(images, index, label, recipe.views_used, seed=recipe.seed, share=share, device=device)
 
 
 class Recorder:
@@ -307,7 +309,9 @@ class Recorder:
         """The first images' views side by side, once."""
         if self.first and self.training.step == 0:
             for name in self.task.facts.views:
-                self.board.add_image(f"views/{name}", make_grid(batch[name][:32].cpu(), nrow=8), 0)
+                view = batch[name].cpu()  # of clips, eight frames each
+                images = view[:32] if view.ndim == 4 else view[:8, :: max(1, view.shape[1] // 8)][:, :8].flatten(0, 1)
+                self.board.add_image(f"views/{name}", make_grid(images, nrow=8), 0)
 
     def flush(self) -> None:
         self.file.flush()

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,28 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
+
+
+def encoded_video(frames: np.ndarray, codec: str = "mpeg4", kind: str = "avi", **options: str) -> bytes:
+    """(T, H, W, 3) uint8 -> bytes of a file of 25 frames a second."""
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=kind) as container:
+        stream: Any = container.add_stream(codec, 25, options=options)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def moving(frames: int, seed: int, *, height: int = 24, width: int = 32) -> np.ndarray:
+    """(T, H, W, 3) uint8: a coarse texture that moves, each frame another."""
+    rng = np.random.default_rng(seed)
+    scene = rng.integers(0, 256, (-(-(height + frames) // 4), -(-(width + frames) // 4), 3), np.uint8)
+    scene = scene.repeat(4, 0).repeat(4, 1)
+    return np.stack([scene[t : t + height, t : t + width] for t in range(frames)])
 
 
 def write_images(path: Path, count: int, *, size: int = 16, classes: int = 4, seed: int = 0, group: int = 50) -> Path:

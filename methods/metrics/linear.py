@@ -89,6 +89,22 @@ def _accuracy(classifier: nn.Linear, x: Tensor, labels: Tensor) -> dict[str, flo
     return {f"top{n}": right[:, :n].any(1).double().mean().item() for n in (1, 5) if n == 1 or classes > n}
 
 
+def _scaled(train: Tensor, test: Tensor, config: Linear) -> tuple[Tensor, Tensor, float]:
+    scale = 1.0
+    if config.scale == "unit":
+        scale = train.float().square().sum(1).mean().sqrt().item() or 1.0  # features that are all zero stay so
+    return train.float() / scale, test.float() / scale, scale
+
+
+def predicted(
+    train: Tensor, labels: Tensor, test: Tensor, config: Linear, *, seed: int = 0, classes: int | None = None
+) -> Tensor:
+    """The classes int64 (M,) of `test` (M, D) by the classifier that `linear` would train, at its given rate."""
+    x, x_test, _ = _scaled(train, test, config)
+    config = replace(config, batch_size=min(config.batch_size, len(x)))
+    return _fit(x, labels, int(labels.max()) + 1 if classes is None else classes, config, seed)(x_test).argmax(1)
+
+
 def linear(
     train: Tensor,
     train_labels: Tensor,
@@ -127,10 +143,7 @@ def linear(
     classes = highest + 1 if classes is None else classes
     if highest >= classes or min(train_labels.min(), test_labels.min()) < 0:
         raise ValueError(f"labels lie in 0 to {classes - 1}: a linear evaluation needs one for each sample")
-    x, x_test, scale = train.float(), test.float(), 1.0
-    if config.scale == "unit":
-        scale = x.square().sum(1).mean().sqrt().item() or 1.0  # features that are all zero stay so
-        x, x_test = x / scale, x_test / scale
+    x, x_test, scale = _scaled(train, test, config)
     if config.search:
         rows = draw(seed, 0, torch.arange(len(x), device=x.device), "held out", 1)[:, 0].argsort(stable=True)
         held, kept = rows.tensor_split([len(x) // 10])

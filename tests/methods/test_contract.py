@@ -20,6 +20,7 @@ from methods import autoencoder
 from methods.backbones import Backbone
 from methods.method import Clock, Facts, Method, Step
 from methods.parts import Queue, Teacher, draw, set_batch_norm
+from methods.temporal import KINDS
 
 MODULES = {
     name: module
@@ -34,9 +35,31 @@ OWN: Mapping[str, Mapping[str, Any]] = {  # of methods that these do not fit
     "autoencoder": {"widths": CODE},
     "artifacts": {"autoencoder": autoencoder.Config(widths=CODE), "history": 10, "hidden": 8},
     "dfgan": {"width": 0.05, "latent": 6},
+    "pose": {"joints": 4, "mirror": (0, 1, 3, 2), "frozen": 0},
+    "timing": {"frames": 4, "most_offset": 1, "most_gap": 2, "head": (8,), "layer": "conv"},
 }
 ONE = ("supervised", *OWN)
 """Methods of one view, `image`."""
+
+
+class Data(NamedTuple):
+    """What the data offers a method."""
+
+    views: Mapping[str, tuple[int, ...]]
+    """A view's name -> shape of one sample."""
+    parameters: int = 0
+    """Width of each view's; column 0 counts from 0 to 3 with the index, the others are in [0, 1)."""
+    columns: Mapping[str, tuple[int, ...]] = {}
+    """Further float32 columns -> shape of one sample."""
+
+
+PAIRED = ("anchor", "synchronized", "unsynchronized")
+OFFERED: Mapping[str, Data] = {  # of methods whose views are neither ONE nor TWO
+    "temporal": Data({kind: (4, 3, 6, 6) for kind in KINDS}, parameters=2),
+    "multiview": Data({view: (3, 8, 8) for view in PAIRED}),
+    "pose": Data({"image": (3, 8, 8)}, columns={"pose": (4, 3)}),
+    "timing": Data({"clip": (6, 3, 6, 6)}),
+}
 TWO, CROPS = ("online", "target"), ("online", "target", "local")
 SIZES = {"local": 6}  # other views: 8 x 8, of dfgan 32 x 32
 BATCH, CLASSES = 8, 3
@@ -50,10 +73,15 @@ class Case(NamedTuple):
     options: Mapping[str, Any] = {}
 
     def __str__(self) -> str:
-        return "-".join([self.method, *(f"{k}={v}" for k, v in self.options.items()), *self.views[2:]])
+        crops = () if self.method in OFFERED else self.views[2:]
+        return "-".join([self.method, *(f"{k}={v}" for k, v in self.options.items()), *crops])
 
 
-PLAIN = [Case(name, ("image",) if name in ONE else TWO) for name in MODULES]
+def views_of(name: str) -> tuple[str, ...]:
+    return tuple(OFFERED[name].views) if name in OFFERED else ("image",) if name in ONE else TWO
+
+
+PLAIN = [Case(name, views_of(name)) for name in MODULES]
 VARIANTS = [
     Case("simsiam", options={"layers": 2, "fix_predictor_lr": False}),
     Case("moco", options={"symmetric": True, "head_norm": True}),
@@ -83,35 +111,70 @@ VARIANTS = [
     Case("dfgan", ("image",), {"objective": "wgan_gp", "spectral_norm": True, "mix": "halves"}),
     Case("dfgan", ("image",), {"noise_latent": "shared", "magnitude": "sum", "terms": "mean", "noise_scale": 2.0}),
     Case("dfgan", ("image",), {"activation": "tanh", "depth": 2}),
+    Case("temporal", KINDS, {"speed_on_periodic": True, "reduction": "mean"}),
+    Case("temporal", KINDS, {"speed_loss": False}),
+    Case("temporal", ("speed",), {"transformations": ("speed",)}),
+    Case("pose", ("image",), {"frozen": 1}),
+    *(Case("multiview", PAIRED, {"fusion": fusion}) for fusion in ("add", "diff", "concat")),
+    Case("multiview", PAIRED[:2], {"synchronization": False}),
+    Case("multiview", PAIRED, {"flipping": False}),
 ]
 CASES = PLAIN + VARIANTS
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
+class OfClips(nn.Module):
+    """Normalized float (B, T, C, H, W) -> (B, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Conv3d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm3d(8), nn.ReLU(), nn.AdaptiveAvgPool3d(1)]
+        self.layers = nn.Sequential(*layers, nn.Flatten())
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.layers(clips.transpose(1, 2))
+
+
+def backbone_of(case: Case) -> Backbone:
+    if len(shape_of(case, case.views[0])) == 4:
+        return Backbone(OfClips(), 8, [0.5] * 3, [0.25] * 3, {"conv": "layers.2"})
+    layers = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return Backbone(nn.Sequential(*layers, nn.Flatten()), 8, [0.5] * 3, [0.25] * 3, {"conv": "2"})
+
+
 def build(case: Case, seed: int = 0) -> Method:
     torch.manual_seed(seed)
-    layers = [nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
-    backbone = Backbone(nn.Sequential(*layers, nn.Flatten()), 8, [0.5] * 3, [0.25] * 3, {"conv": "2"})
+    backbone = backbone_of(case)
     module = MODULES[case.method]
     fields = {field.name for field in dataclasses.fields(module.Config)}
     tiny = OWN.get(case.method) or {k: v for k, v in TINY.items() if k in fields}
     config = dataclasses.replace(module.Config(), **{**tiny, **case.options})
-    views = {view: ((3, side_of(case, view), side_of(case, view)), 0) for view in case.views}
+    width = OFFERED[case.method].parameters if case.method in OFFERED else 0
+    views = {view: (shape_of(case, view), width) for view in case.views}
     return module.METHOD(config, None if module.METHOD.owns_backbone else backbone, Facts(100, CLASSES, views))
 
 
-def side_of(case: Case, view: str) -> int:
-    return 32 if case.method == "dfgan" else SIZES.get(view, 8)
+def shape_of(case: Case, view: str) -> tuple[int, ...]:
+    side = 32 if case.method == "dfgan" else SIZES.get(view, 8)
+    own = OFFERED[case.method].views if case.method in OFFERED else {}
+    return own.get(view, (3, side, side))
 
 
 def batch_at(case: Case, step: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(step)
 
-    def images(size: int) -> Tensor:
-        return torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8, generator=generator)
+    def images(shape: tuple[int, ...]) -> Tensor:
+        return torch.randint(0, 256, (BATCH, *shape), dtype=torch.uint8, generator=generator)
 
     index = torch.arange(BATCH) + BATCH * step
-    return {view: images(side_of(case, view)) for view in case.views} | {"index": index, "label": index % CLASSES}
+    batch = {view: images(shape_of(case, view)) for view in case.views} | {"index": index, "label": index % CLASSES}
+    if offered := OFFERED.get(case.method):
+        for view in case.views if offered.parameters else ():
+            others = torch.rand(BATCH, offered.parameters - 1, generator=generator)
+            batch[f"{view}.parameters"] = torch.cat([(index % 4)[:, None].float(), others], 1)
+        for name, shape in offered.columns.items():
+            batch[name] = torch.randn(BATCH, *shape, generator=generator)
+    return batch
 
 
 def clock_at(step: int) -> Clock:
@@ -364,6 +427,8 @@ WRONG = [
     ("ressl", {"info_nce_epochs": -1.0}, "method.info_nce_epochs"),
     ("sce", {"coefficient": 1.5}, "method.coefficient"),
     ("sce", {"positive_slot": "zero", "ceil_weight": 0.0}, "method.positive_slot"),
+    ("temporal", {"transformations": ("random", "warp")}, "method.transformations"),
+    ("multiview", {"synchronization": False, "flipping": False}, "method.flipping"),
 ]
 
 

@@ -20,7 +20,7 @@ from methods.metrics.knn import knn
 from methods.metrics.linear import IMAGENET, RESSL, RESSL_IMAGENET, Linear, linear
 from methods.metrics.logistic import logistic
 from methods.metrics.projection import scatter_figure, tsne
-from methods.metrics.retrieval import neighbours, retrieval_figure
+from methods.metrics.retrieval import clip_retrieval_figure, neighbours, retrieval_figure, topk_retrieval
 
 
 def blobs(n: int, classes: int, dim: int, spread: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -79,6 +79,64 @@ def test_neighbours_refuse_what_cannot_be_ranked() -> None:
         neighbours(torch.tensor([[1.0, math.nan]]), angles(0, 10), k=1)
     with pytest.raises(ValueError, match="widths 3 and 2"):
         neighbours(torch.ones(1, 3), angles(0, 10), k=1)
+
+
+# -------------------------------------------------------------------------------------- top-k retrieval
+
+
+def test_topk_retrieval_by_hand() -> None:
+    """The gallery's mean is (10, 0), its deviations 5 and 1: normalized it is (1, 1), (-1, 1), (1, -1), (-1, -1) of
+    classes 0, 1, 2, 3. The queries (20, .5) and (10, -2) become (2, .5) and (0, -2): the first is nearest to classes
+    0, 2, then 1, the second to 2 and 3 alike, of which the lower index comes first. Of the true classes 2 and 3 none is
+    first, and both are among two. As they are, all of the gallery but one would lie at about 0 degrees."""
+    gallery = torch.tensor([[15.0, 1], [5, 1], [15, -1], [5, -1]])
+    query = torch.tensor([[20.0, 0.5], [10, -2]])
+    found = topk_retrieval(query, torch.tensor([2, 3]), gallery, torch.arange(4), ks=(1, 2, 4, 5))
+    assert found == {"top1": 0.0, "top2": 1.0, "top4": 1.0}
+    assert topk_retrieval(query, torch.tensor([0, 2]), gallery, torch.arange(4), ks=(1,)) == {"top1": 1.0}
+
+
+def test_topk_retrieval_equals_a_naive_twin() -> None:
+    """Query by query in float64; a dimension that is constant in the gallery does not count."""
+    gallery, labels = blobs(60, 12, 9, 0.8, seed=0)
+    query, query_labels = blobs(40, 12, 9, 0.8, seed=1)
+    scale, shift = torch.rand(9, generator=torch.Generator().manual_seed(3)) * 10 + 0.1, torch.arange(9.0)
+    gallery, query = (features * scale + shift for features in (gallery, query))
+    gallery[:, 4] = 7.0
+    x, q = gallery.double().numpy(), query.double().numpy()
+    spread = np.where(x.std(0) > 0, x.std(0), 1)
+    x, q = (x - x.mean(0)) / spread, (q - x.mean(0)) / spread
+    hits = {1: 0, 5: 0, 10: 0, 20: 0, 50: 0}
+    for one, label in zip(q, query_labels.tolist(), strict=True):
+        cosine = [float(one @ other / np.linalg.norm(one) / np.linalg.norm(other)) for other in x]
+        ranked = labels[np.argsort(cosine)[::-1].copy()].tolist()
+        for k in hits:
+            hits[k] += label in ranked[:k]
+    found = topk_retrieval(query, query_labels, gallery, labels)
+    assert found == {f"top{k}": pytest.approx(n / 40) for k, n in hits.items()}
+    assert list(found) == ["top1", "top5", "top10", "top20", "top50"]
+    assert list(found.values()) == sorted(found.values()) and found["top1"] < 1
+    few = topk_retrieval(query, query_labels, gallery[:19], labels[:19])
+    assert list(few) == ["top1", "top5", "top10"]
+
+
+def test_topk_retrieval_does_not_depend_on_the_features_units() -> None:
+    gallery, labels = blobs(60, 6, 8, 0.7, seed=0)
+    query, query_labels = blobs(30, 6, 8, 0.7, seed=1)
+    factor = 4.0 ** torch.arange(-4, 4)
+    expected = topk_retrieval(query, query_labels, gallery, labels)
+    assert topk_retrieval(query * factor, query_labels, gallery * factor, labels) == expected
+
+
+def test_topk_retrieval_refuses_bad_arguments() -> None:
+    one, label = torch.ones(1, 2), torch.tensor([0])
+    for ks in ((), (0, 1), (5,)):
+        with pytest.raises(ValueError, match="retrieval of k"):
+            topk_retrieval(one, label, one, label, ks)
+    with pytest.raises(ValueError, match="one label"):
+        topk_retrieval(one, torch.tensor([0, 1]), one, label)
+    with pytest.raises(ValueError, match="not finite"):
+        topk_retrieval(one / 0, label, one, label)
 
 
 # ------------------------------------------------------------------------------------------------ knn
@@ -333,8 +391,10 @@ def test_retrieval_figure_frames_right_and_wrong() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (3, 2, 3, 8, 8), generator=generator, dtype=torch.uint8)
     similarity = torch.tensor([[0.9, 0.8]] * 3)
-    labels = {"query_labels": torch.tensor([0, 1, 1]), "neighbour_labels": torch.tensor([[0, 1], [1, 1], [0, 0]])}
-    figure = retrieval_figure(images[:, 0], images, similarity, **labels, class_names=["cat", "dog"])
+    queries, near = torch.tensor([0, 1, 1]), torch.tensor([[0, 1], [1, 1], [0, 0]])
+    figure = retrieval_figure(
+        images[:, 0], images, similarity, query_labels=queries, neighbour_labels=near, class_names=["cat", "dog"]
+    )
     assert png(figure)[1:4] == b"PNG"
     [axis] = figure.axes
     green, red = to_rgba("tab:green"), to_rgba("tab:red")
@@ -342,3 +402,30 @@ def test_retrieval_figure_frames_right_and_wrong() -> None:
     written = [text.get_text() for text in axis.texts]
     assert written[:6] == ["cat", "query", "cat", "0.900", "dog", "0.800"]
     assert png(retrieval_figure(images[:, 0, :1], images[:, :, :1], similarity))[1:4] == b"PNG"  # gray, no labels
+
+
+def test_clip_retrieval_figure_shows_frames_side_by_side() -> None:
+    """Of 7 frames 3: the first, the fourth and the last, with white between them; frame t has the level 30 t."""
+    levels = (30 * torch.arange(7, dtype=torch.uint8))[:, None, None, None].expand(7, 3, 8, 56)
+    queries, near = levels.expand(2, 7, 3, 8, 56), levels.expand(2, 2, 7, 3, 8, 56)
+    similarity, labels = torch.full((2, 2), 0.5), torch.tensor([0, 1])
+    figure = clip_retrieval_figure(
+        queries,
+        near,
+        similarity,
+        query_labels=labels,
+        neighbour_labels=labels.expand(2, 2),
+        class_names=["walk", "run"],
+    )
+    assert png(figure)[1:4] == b"PNG"
+    [axis] = figure.axes
+    green, red = to_rgba("tab:green"), to_rgba("tab:red")
+    assert [frame.get_edgecolor() for frame in axis.patches] == [green, red, red, green]
+    assert [text.get_text() for text in axis.texts][:6] == ["walk", "query", "walk", "0.500", "run", "0.500"]
+    assert len(axis.images) == 6
+    row = np.asarray(axis.images[0].get_array())[0, :, 0]
+    assert row.tolist() == [0] * 56 + [255] * 2 + [90] * 56 + [255] * 2 + [180] * 56
+    gray = clip_retrieval_figure(queries[:, :, :1], near[:, :, :, :1], similarity, frames=1)
+    assert np.asarray(gray.axes[0].images[3].get_array()).tolist() == [[90] * 56] * 8
+    with pytest.raises(ValueError, match="choose 1 to 7"):
+        clip_retrieval_figure(queries, near, similarity, frames=8)

@@ -12,13 +12,13 @@ from torch import nn
 from methods import backbones
 from methods.backbones import Backbone
 from methods.method import Clock, Facts
-from methods.supervised import METHOD, Config, Supervised
+from methods.supervised import METHOD, Config, Supervised, map_classifier, pooled
 
 CLOCK = Clock(step=0, total_steps=10, steps_per_epoch=5, epoch=0, seed=0)
 
 
-def facts(classes: int | None = 3, view: str = "image") -> Facts:
-    return Facts(samples=12, classes=classes, views={view: ((3, 8, 8), 0)})
+def facts(classes: int | None = 3) -> Facts:
+    return Facts(samples=12, classes=classes, views={"image": ((3, 8, 8), 0)})
 
 
 def build(config: Config) -> Supervised:
@@ -105,8 +105,10 @@ def test_errors_name_the_remedy() -> None:
     backbone = build(Config()).backbone
     with pytest.raises(ValueError, match="labels"):
         Supervised(Config(), backbone, facts(classes=None))
-    with pytest.raises(ValueError, match="the view image, got online"):
-        Supervised(Config(), backbone, facts(view="online"))
+    with pytest.raises(ValueError, match="the view image or another, one alone; got image, online"):
+        Supervised(Config(), backbone, Facts(12, 3, {name: ((3, 8, 8), 0) for name in ("image", "online")}))
+    with pytest.raises(ValueError, match=r"head: widths are at least 1, got \(8, 0\)"):
+        Config(head=(8, 0))
     with pytest.raises(ValueError, match="label_smoothing"):
         Config(label_smoothing=1.0)
     with pytest.raises(ValueError, match="from_layer is for a backbone that learns"):
@@ -276,3 +278,127 @@ def test_the_score_is_the_highest_logit() -> None:
     method = layered(layers=ALL).eval()
     expected = method.logits(batch()["image"])["conv3"].max(1).values
     assert torch.equal(method.score(batch()["image"]), expected)
+
+
+# ---------------------------------------------------------------------------------------------- head
+
+
+def test_a_head_has_hidden_layers_with_batch_norm_and_relu() -> None:
+    """Of the features, 4 wide, and of a layer, 6 x 4 x 4: the classifier is at the end, N(0, .01) with bias 0."""
+    assert isinstance(build(Config()).classifiers["features"], nn.Linear)
+    for method, name, width in (
+        (build(Config(head=(7, 5))), "features", 4),
+        (layered(layers=ALL, head=(7, 5)), "conv2", 96),
+    ):
+        modules = [m for m in method.classifiers[name].modules() if not isinstance(m, nn.Sequential | nn.Flatten)]
+        kinds = [type(m) for m in modules]
+        assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 2 + [nn.Linear]
+        layers = [m for m in modules if isinstance(m, nn.Linear)]
+        assert [(m.in_features, m.out_features) for m in layers] == [(width, 7), (7, 5), (5, 3)]
+        norms = [m for m in modules if isinstance(m, nn.BatchNorm1d)]
+        assert all((m.momentum, m.eps, m.affine) == (0.025, 1e-3, True) for m in norms)
+        assert layers[0].bias is None and not layers[-1].bias.any() and 0 < layers[-1].weight.std() < 0.02
+
+
+def test_a_head_learns_and_a_frozen_backbone_does_not_change() -> None:
+    method = layered(layers=("conv2", "conv3"), head=(8,))
+    before = copy.deepcopy(method.state_dict())
+    losses = move(method.train(), 20)
+    assert losses[-1] < losses[0] and method.classifiers.training
+    changed = {name for name, value in method.state_dict().items() if not torch.equal(before[name], value)}
+    assert changed == {name for name in before if name.startswith("classifiers.")}
+    assert {id(p) for p in method.parameters_of("model")} == {id(p) for p in method.classifiers.parameters()}
+
+
+# --------------------------------------------------------------------------------------------- clips
+
+SIZE = (8, 3, 16, 16)
+
+
+def of_clips(**fields: Any) -> Supervised:
+    torch.manual_seed(0)
+    backbone = backbones.build("c3d:small", image=SIZE, mean=[0.5] * 3, std=[0.25] * 3)
+    return METHOD(Config(**fields), backbone, Facts(12, 3, {"speed": (SIZE, 4)}))
+
+
+def clips() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (6, *SIZE), generator=generator, dtype=torch.uint8)
+    return {"speed": pixels, "label": torch.arange(6) % 3, "index": torch.arange(6)}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"layers": ("conv5",), "head": (8, 8)},
+        {"layers": ("pool5",), "values": None, "head": (8, 8)},
+        {"layers": ("conv1", "conv4", "fc6", "fc7"), "norm": True},
+    ],
+    ids=str,
+)
+def test_classifiers_on_frozen_clips_learn(fields: dict[str, Any]) -> None:
+    method = of_clips(**fields).train()
+    before, column = copy.deepcopy(method.backbone.state_dict()), clips()
+    optimizer = torch.optim.SGD(method.parameters_of("model"), lr=0.01)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        step = method(column, CLOCK, "model")
+        step.loss.backward()
+        optimizer.step()
+        losses.append(step.loss.item())
+    assert losses[-1] < losses[0]
+    assert not any(module.training for module in method.backbone.modules())
+    assert all(p.grad is None and not p.requires_grad for p in method.backbone.parameters())
+    assert all(torch.equal(before[name], value) for name, value in method.backbone.state_dict().items())
+    assert all(p.grad is not None for p in method.classifiers.parameters())
+    method.eval()
+    assert {name: tuple(found.shape) for name, found in method.logits(column["speed"]).items()} == {
+        name: (6, 3) for name in fields.get("layers", ("features",))
+    }
+    assert method.score(column["speed"]).shape == (6,)
+
+
+def test_fine_tuning_on_clips_moves_all_or_what_lies_from_a_layer_on() -> None:
+    for first, moving in (("", {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"}), ("fc6", {"fc6", "fc7"})):
+        method = of_clips(freeze_backbone=False, from_layer=first).train()
+        before = copy.deepcopy(method.backbone.network.state_dict())
+        method(clips(), CLOCK, "model").loss.backward()
+        torch.optim.SGD(method.parameters_of("model"), lr=1.0).step()
+        after = method.backbone.network.state_dict()
+        assert {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])} == moving
+        still = {name.split(".")[0] for name, p in method.backbone.network.named_parameters() if p.grad is None}
+        assert still.isdisjoint(moving) and still | moving >= {"conv1", "fc7"}
+
+
+def test_what_a_classifier_sees_of_a_clip() -> None:
+    """256 x 2 x 7 x 7, conv5 of 16 frames of 112 px: of 9,216 values 36 cells, 2 steps of 4 x 4. Of 60 values and 6
+    channels 10 cells: all 4 steps, and of the 2 x 2 pixels one; of 3 cells 3 steps. Always one cell at least."""
+    assert pooled((256, 2, 7, 7), 9216) == (2, 4, 4)
+    assert pooled((6, 4, 2, 2), 60) == (4, 1, 1)
+    assert pooled((6, 4, 2, 2), 18) == (3, 1, 1)
+    assert pooled((6, 4, 2, 2), 96) == (4, 2, 2)
+    assert pooled((6, 4, 2, 2), 3) == (1, 1, 1)
+    assert pooled((96, 16, 12), 9216) == (9, 9) and pooled((96, 4, 12), 9216) == (4, 9)
+    assert pooled((2048,), 100) == ()
+
+
+def test_maps_of_clips_are_averaged_and_normalized_a_channel_at_a_time() -> None:
+    """Of 2 x 4 x 4 x 4 with 8 values: 4 cells are 4 steps of 1 x 1, the means of frames."""
+    maps = 3.0 + torch.randn(5, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    network = map_classifier((2, 4, 4, 4), 8, 8, True, ())
+    last = network[-1]
+    assert isinstance(last, nn.Linear) and not list(network[:-1].parameters())
+    last.weight.data = torch.eye(8)
+    means = maps.mean((3, 4))  # (B, c, t)
+    expected = (means - means.mean((0, 2), keepdim=True)) / (
+        means.var((0, 2), correction=0, keepdim=True) + 1e-3
+    ).sqrt()
+    torch.testing.assert_close(network(maps), expected.flatten(1))
+    flat = map_classifier((7,), 3, 2, True, ())
+    assert [type(m) for m in flat] == [nn.BatchNorm1d, nn.Flatten, nn.Linear] and flat(
+        maps[:, 0, 0, 0, :1].repeat(1, 7)
+    ).shape == (5, 3)
+    whole = map_classifier((2, 4, 4, 4), 3, None, False, ())
+    assert [type(m) for m in whole] == [nn.Flatten, nn.Linear] and whole(maps).shape == (5, 3)

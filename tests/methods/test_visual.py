@@ -1,13 +1,18 @@
-"""Filters and Grad-CAM, against numbers by hand and a naive twin."""
+"""Filters, Grad-CAM and active pixels, against numbers by hand and naive twins."""
+
+import io
+from collections.abc import Callable
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.video import r3d_18
 
 from methods import backbones
-from methods.metrics.visual import first_filters, grad_cam, overlaid
+from methods.metrics.visual import active_pixels_figure, first_filters, grad_cam, guided_backpropagation, overlaid
 
 
 def test_filters_of_colour() -> None:
@@ -107,3 +112,168 @@ def test_heat_over_images() -> None:
     np.testing.assert_allclose(found[0, :, 0].T.numpy(), [cold, hot], atol=1)
     np.testing.assert_allclose(found[1, :, 0].T.numpy(), [cold, cold], atol=1)
     assert torch.equal(overlaid(images, heat, share=0.0), images.expand(-1, 3, -1, -1))
+
+
+# -------------------------------------------------------------------------------------- active pixels
+
+
+def frame_by_frame(gradient: Tensor) -> Tensor:
+    """(B, T, C, H, W) -> |gradient - the frame's median|, mean over channels, by sorting."""
+    found = torch.empty(*gradient.shape[:2], *gradient.shape[3:])
+    for b, t in np.ndindex(*gradient.shape[:2]):
+        ordered = gradient[b, t].flatten().sort().values
+        found[b, t] = (gradient[b, t] - ordered[(len(ordered) - 1) // 2]).abs().mean(0)
+    return found
+
+
+def test_guided_backpropagation_by_hand() -> None:
+    """One frame of four pixels (1, 2, 3, 4), hidden a = relu(x1 - x2) = 0, b = relu(x3) = 3, c = relu(x4) = 4, score
+    -a + 2 b - 5 c. Back: a's is closed as its input is negative, c's as its gradient is; b passes 2. The gradient is
+    (0, 0, 2, 0), its median 0. The plain one has -5 at x4."""
+    weight = torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    last = torch.tensor([-1.0, 2, -5])
+    clips = torch.tensor([1, 2, 3, 4], dtype=torch.uint8).view(1, 1, 1, 2, 2)
+    found = guided_backpropagation(nn.Identity(), clips, lambda x: F.relu(x.flatten(1) @ weight.T) @ last)
+    assert found.dtype == torch.float32 and found.tolist() == [[[[0, 0], [2, 0]]]]
+
+
+def test_the_median_of_each_frame_is_subtracted() -> None:
+    """Linear: the gradient is the weight. Frame 0 has (1, 2, 4, 9) with the lower median 2, frame 1 (-3, -3, 5, -3)."""
+    weight = torch.tensor([[1.0, 2, 4, 9], [-3, -3, 5, -3]]).view(1, 2, 1, 2, 2)
+    clips = torch.zeros(3, 2, 1, 2, 2, dtype=torch.uint8)
+    found = guided_backpropagation(nn.Identity(), clips, lambda x: (x * weight).sum((1, 2, 3, 4)))
+    assert found.tolist() == [[[[1, 0], [2, 7]], [[0, 0], [8, 0]]]] * 3
+    colour = weight.expand(1, 2, 3, 2, 2) * torch.tensor([1.0, 1, 4]).view(3, 1, 1)  # channels count together
+    found = guided_backpropagation(nn.Identity(), clips.expand(3, 2, 3, 2, 2), lambda x: (x * colour).sum((1, 2, 3, 4)))
+    torch.testing.assert_close(found, frame_by_frame(colour.expand(3, -1, -1, -1, -1)))
+
+
+class Plain(nn.Module):
+    """Two layers of a small 3D network, with ReLU as it is given."""
+
+    def __init__(self, relu: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv3d(3, 4, 3, padding=1), nn.BatchNorm3d(4)
+        self.second = nn.Conv3d(4, 5, 3, stride=2)
+        self.norm.running_mean.uniform_(-50, 50)  # type: ignore[union-attr]
+        self.relu = relu
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.first(clips.transpose(1, 2))))
+        return self.relu(self.second(x) * 1.0)
+
+
+def by_hand(network: Plain, clips: Tensor) -> Tensor:
+    """The guided gradient of the sum of the maps' squares, layer by layer backwards, in float64."""
+    network = deepcopy(network).double().eval()
+    x = clips.double().transpose(1, 2)
+    a = network.norm(network.first(x))
+    b = network.second(a.relu())
+    back = (2 * b.relu()).relu() * (b > 0)
+    sizes = [int(n) for n in a.shape[2:]]
+    padding = [n - (3 + 2 * (m - 1)) for n, m in zip(sizes, b.shape[2:], strict=True)]
+    back = F.conv_transpose3d(back, network.second.weight, stride=2, output_padding=padding)
+    back = back.relu() * (a > 0)
+    scale = network.norm.weight / (network.norm.running_var + network.norm.eps).sqrt()  # type: ignore[operator, union-attr]
+    back = F.conv_transpose3d(back * scale.view(1, -1, 1, 1, 1), network.first.weight, padding=1)
+    return back.transpose(1, 2).detach()
+
+
+RELUS: dict[str, Callable[[Tensor], Tensor]] = {
+    "module": nn.ReLU(),
+    "module in place": nn.ReLU(inplace=True),
+    "function": F.relu,
+    "function in place": lambda x: F.relu(x, inplace=True),
+    "function in place, by position": lambda x: F.relu(x, True),
+    "torch": torch.relu,
+    "torch in place": torch.relu_,
+    "by keyword": lambda x: F.relu(input=x),
+    "tensor": lambda x: x.relu(),
+    "tensor in place, result unused": lambda x: (x.relu_(), x)[1],
+}
+
+
+@pytest.mark.parametrize("name", RELUS)
+def test_every_relu_is_guided(name: str) -> None:
+    network = Plain(RELUS[name]).train()
+    clips = torch.randint(256, (2, 5, 3, 9, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    before = deepcopy(network.state_dict())
+
+    def score(x: Tensor) -> Tensor:
+        return network(x).square().sum((1, 2, 3, 4))
+
+    with torch.no_grad():
+        found = guided_backpropagation(network, clips, score)
+    expected = frame_by_frame(by_hand(network, clips))
+    torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-6 * float(expected.max()))
+    assert found.shape == (2, 5, 9, 8) and (found >= 0).all() and not found.requires_grad
+    assert network.training and all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    frozen = network.requires_grad_(False)
+    assert torch.equal(guided_backpropagation(frozen, clips, score), found)
+    x = clips.float().requires_grad_()  # and ReLU is itself again: something negative comes back
+    (plain,) = torch.autograd.grad(-score(x).sum(), x)
+    assert plain.abs().sum() > 0
+    assert (guided_backpropagation(frozen, clips, lambda x: -score(x)) == 0).all()
+
+
+def test_guided_backpropagation_of_a_residual_network() -> None:
+    """torchvision's, whose ReLUs work in place and are used twice, against hooks on ReLUs that don't."""
+    torch.manual_seed(0)
+    network = r3d_18(weights=None).eval()
+    clips = torch.randint(256, (1, 4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+    def run(network: nn.Module, x: Tensor) -> Tensor:
+        return network((x - 127.5).transpose(1, 2) / 64).amax(1)
+
+    found = guided_backpropagation(network, clips, lambda x: run(network, x))
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+            module.register_full_backward_hook(lambda module, into, out: (into[0].clamp(min=0),))  # type: ignore[index]
+    x = clips.float().requires_grad_()
+    (gradient,) = torch.autograd.grad(run(network, x).sum(), x)
+    expected = frame_by_frame(gradient)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
+    assert found.max() > 0
+
+
+def test_what_moves_is_active() -> None:
+    """A network that sees differences of frames alone: the square's way is active, the bright background is not."""
+    clips = torch.zeros(1, 6, 3, 12, 12, dtype=torch.uint8)
+    clips[:, :, :, 8:] = 200
+    for t in range(6):
+        clips[0, t, :, 2:4, 2 * t : 2 * t + 2] = 255
+    heat = guided_backpropagation(nn.Identity(), clips, lambda x: F.relu(x[:, 1:] - x[:, :-1]).sum((1, 2, 3, 4)))
+    assert (heat[0, :, 2:4] > 0).any() and (heat[0, :, 4:] == 0).all() and (heat[0, :, :2] == 0).all()
+
+
+def test_a_score_that_does_not_depend_on_the_clips() -> None:
+    clips, free = torch.zeros(1, 2, 1, 4, 4, dtype=torch.uint8), torch.ones(1, requires_grad=True)
+    for score in (lambda x: torch.zeros(1), lambda x: 2 * free, lambda x: x.detach().sum((1, 2, 3, 4))):
+        with pytest.raises(ValueError, match="does not depend on the clips"):
+            guided_backpropagation(nn.Identity(), clips, score)
+
+
+def test_active_pixels_figure() -> None:
+    """A row of frames and one a network, in blocks; each clip and network has its own white."""
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(256, (2, 9, 3, 8, 12), dtype=torch.uint8, generator=generator)
+    heat = torch.rand(2, 9, 8, 12, generator=generator)
+    maps = {"own task": heat, "labels": 1e-6 * heat}
+    figure = active_pixels_figure(clips, maps, frames=5, quantile=1.0)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    assert stream.getvalue()[1:4] == b"PNG"
+    [axis] = figure.axes
+    assert [text.get_text() for text in axis.texts] == ["frames", "own task", "labels"] * 2
+    shown = [np.asarray(image.get_array()) for image in axis.images]
+    assert len(shown) == 2 * 3 * 5
+    assert (shown[1] == clips[0, 2].permute(1, 2, 0).numpy()).all()
+    grey = (255 * heat[1] / heat[1].max()).round()
+    assert (shown[20] == grey[0].numpy()).all()
+    assert np.abs(shown[25].astype(int) - grey[0].numpy()).max() <= 1
+    assert not np.isnan(np.asarray(active_pixels_figure(clips, {"none": 0 * heat}).axes[0].images[9].get_array())).any()
+    with pytest.raises(ValueError, match="maps of labels of shape"):
+        active_pixels_figure(clips[:, 1:], {"labels": heat})

@@ -88,9 +88,9 @@ def test_stream_is_exact_from_any_step_and_agrees_with_resident(
     def stream(rank: int, ranks: int) -> StreamFeed:
         return StreamFeed(
             source,
+            data,
             usable,
             VIEWS,
-            size=16,
             seed=0,
             share=Share(32, rank, ranks),
             window=96,

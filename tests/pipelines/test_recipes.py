@@ -22,7 +22,9 @@ from pipelines.recipe import Recipe, find_recipe, from_json, load_method, method
 from pipelines.sources import Data
 
 ALL = recipes()
-OTHERS = [name for name in ALL if find_recipe(name).views.keys() == {"image"}]
+OTHERS = [
+    name for name in ALL if find_recipe(name).views.keys() == {"image"} or find_recipe(name).data.media != "image"
+]
 """Their numbers are in test_thesis_recipes.py."""
 RECIPES = [name for name in ALL if name not in OTHERS]
 SMALL = [name for name in RECIPES if "imagenet" not in name or name.endswith("tinyimagenet")]

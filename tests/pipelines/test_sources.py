@@ -367,7 +367,7 @@ def test_too_many_broken_rows_stop_and_name_the_first():
 @given(st.integers(1, 500), st.integers(1, 600))
 @settings(max_examples=50, deadline=None)
 def test_selected_is_evenly_spaced(rows, limit):
-    source = Source("parquet", "", "", "image", "label", (), rows, False, None, None)
+    source = Source("parquet", "image", "", "", "image", "label", (), rows, False, None, None)
     picked = selected(source, limit)
     assert picked.dtype == np.int64 and len(picked) == min(limit, rows) and picked[0] == 0 and picked[-1] < rows
     steps = np.diff(picked)
@@ -376,7 +376,7 @@ def test_selected_is_evenly_spaced(rows, limit):
 
 
 def test_selected_keeps_the_classes_of_sorted_data():
-    source = Source("parquet", "", "", "image", "label", (), 1000, False, None, None)
+    source = Source("parquet", "image", "", "", "image", "label", (), 1000, False, None, None)
     assert np.bincount(selected(source, 100) // 100).tolist() == [10] * 10
 
 
@@ -523,7 +523,7 @@ def test_imagenette_with_its_grey_images():
     source = open_source(str(DATA / "imagenette" / "train-*.parquet"), Data())
     assert source.rows == 1500 and source.class_names is not None and source.class_names[0] == "tench"
     rows = np.arange(source.groups[0].rows)[:150]
-    modes = [Image.open(io.BytesIO(i or b"")).mode for i in source.read(source.groups[0], rows).images]
+    modes = [Image.open(io.BytesIO(i or b"")).mode for i in source.read(source.groups[0], rows).files]
     got = load(source, source.groups[0], rows, 96)
     assert len(got.image) == 150 and not got.bad and "L" in modes
     grey = got.image[modes.index("L")]

@@ -1,4 +1,4 @@
-"""Recipes of chapters 3, 4 and 7 of S. Jenni's thesis: its numbers, typed again; a step of each turn."""
+"""Recipes of chapters 3 to 7 of S. Jenni's thesis: its numbers, typed again; a step of each turn."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from methods import optim
 from methods.method import Clock
 from pipelines.loop import Training
-from pipelines.recipe import find_recipe, recipes
+from pipelines.recipe import find_recipe, from_json, recipes
 
 FIGURES = {
     "transformations_stl10": ["73.7", "76.2"],
@@ -114,3 +114,50 @@ def test_gans_see_images_as_they_are() -> None:
     view = find_recipe("dfgan_cifar10").views["image"]
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(view.apply(images, view.draw(0, 0, torch.arange(8))), images)
+
+
+# ------------------------------------------------------------------------------------------ chapters 5 and 6
+
+
+VIDEO = {"name": "adamw", "lr": 3e-4, "scaling": "none", "betas": (0.9, 0.99), "schedule": "cosine", "final_lr": 3e-7}
+TAKES = {"name": "adamw", "lr": 1e-4, "scaling": "none", "betas": (0.9, 0.999), "weight_decay": 1e-4, "final_lr": 1e-7}
+FILMED: dict[str, tuple[str, int, int, tuple[int, int | None], int, dict[str, Any]]] = {
+    # backbone, epochs, batch, decoded frames, pixels of a view
+    "temporal_ucf101": ("c3d", 100, 7, (128, 171), 112, VIDEO),
+    "temporal_kinetics": ("c3d", 15, 7, (128, 171), 112, VIDEO),
+    "temporal_small": ("c3d:small", 60, 8, (56, 72), 48, VIDEO),
+    "temporal_motions": ("c3d:small", 20, 16, (32, None), 32, VIDEO),
+    "multiview_h36m": ("resnet18", 11, 16, (256, None), 224, TAKES),
+    "multiview_poses": ("resnet18", 20, 32, (96, None), 64, {**TAKES, "lr": 5e-4, "final_lr": 5e-7}),
+}
+
+
+@pytest.mark.parametrize("name", FILMED)
+def test_hyper_parameters_of_videos_and_takes_are_the_chapters(name: str) -> None:
+    """Sections 5.2.3 and 6.3.1. Batches: 28 clips are 7 videos; 16 moments."""
+    backbone, epochs, batch, frames, size, optimizer = FILMED[name]
+    recipe = find_recipe(name)
+    assert (recipe.backbone, recipe.epochs, recipe.batch_size) == (backbone, epochs, batch)
+    assert (recipe.data.size, recipe.data.width) == frames
+    assert {field: getattr(recipe.optimizers["model"], field) for field in optimizer} == optimizer
+    assert {view.size for view in recipe.views.values()} == {size}
+    if recipe.data.media == "video":
+        assert tuple(recipe.views) == recipe.method.transformations == ("speed", "random", "periodic", "warp")
+        assert {(view.frames, view.speeds, view.flip, view.kind) for view in recipe.views.values()} == {
+            (16, 4, 0.5, kind) for kind in recipe.views
+        }
+    else:
+        gaps = {(view.least_gap, view.greatest_gap, view.flip, view.background) for view in recipe.views.values()}
+        assert gaps == {(4, 128, 0.5, "remove")} and [view.role for view in recipe.views.values()] == [*recipe.views]
+        assert (recipe.method.fusion, recipe.method.synchronization, recipe.method.flipping) == ("multiply", True, True)
+
+
+def test_every_recipe_has_its_numbers_in_a_test() -> None:
+    others = {name for name in recipes() if find_recipe(name).data.media != "image"}
+    assert others == FILMED.keys()
+
+
+@pytest.mark.parametrize("name", FILMED)
+def test_a_recipe_of_videos_or_takes_comes_back_from_json(name: str) -> None:
+    recipe = find_recipe(name)
+    assert from_json(recipe.to_json()) == recipe

@@ -1,0 +1,123 @@
+"""The protocol `pose`: 3D joints from one image, learned on top of a run's backbone and beside a random one (S. Jenni's
+thesis on self-supervised learning, section 6.2.4).
+
+Training sees a moment through a camera that is drawn for each epoch; every camera of each test moment is evaluated, in
+crops that are centred and not mirrored. Figures are in millimetres, as `methods.pose.errors` counts them.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods import pose
+from methods.metrics.skeleton import skeleton_figure
+from methods.optim import Optimizer
+from methods.takes import Background, TakeView
+from pipelines.errors import UserError
+from pipelines.feed import Piece
+from pipelines.pictures import Result, png, spaced
+from pipelines.sources import read_take
+from pipelines.takes import InspectTakes, MakeMoments
+from pipelines.transfer import built, derived, weights_after
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Part, Ready
+
+ADAMW = Optimizer("adamw", lr=1e-4, scaling="none", weight_decay=1e-4, final_lr=1e-7)
+
+
+@dataclass(frozen=True)
+class Posing:
+    """Of `pose`. Defaults: section 6.3.1, whose 200,000 iterations are given as epochs of the labelled moments."""
+
+    frozen: int = 3
+    """Stages of the backbone, from the first on, that stay as they were pretrained, with the stem."""
+    background: Background | None = None
+    """What becomes of it. None: as in pretraining."""
+    every: int = 1
+    """Each so many-th test moment is evaluated (Human3.6M: 64)."""
+    pictures: int = 6
+    """Test images in the picture, evenly spaced."""
+    optimizer: Optimizer = ADAMW
+    batch_size: int = 16
+    epochs: int = 50
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.pictures < 1:
+            raise ValueError("posing.every and posing.pictures are at least 1")
+
+
+def run_pose(ready: "Ready", of: str) -> Result:
+    """3D joints from one image, with frozen first blocks: MPJPE, NMPJPE and PMPJPE in millimetres."""
+    it, chosen = ready.subject, ready.options.posing
+    if it.recipe is None or ready.options.data.media != "take":
+        raise UserError("pose is for runs of takes, as multiview's")
+    views = [view for view in it.recipe.views_used.values() if isinstance(view, TakeView)]
+    view = dataclasses.replace(
+        views[0].plain(),
+        name="image",
+        role="anchor",
+        cameras="one",
+        flip=0.5,
+        background=chosen.background or views[0].background,
+    )
+    targets, mirror = labelled(ready, view)
+    mean, std = pose.normalization(targets)
+    config = pose.Config(joints=targets.shape[1], mirror=mirror, mean=mean, std=std, frozen=chosen.frozen)
+    recipe = derived(ready, it.recipe, config, {"image": view}, chosen)
+    method = built(ready, recipe, weights_after(ready, "pose", of, recipe)).eval()
+    images, predicted, true = estimated(ready, method, view.plain())
+    figures: dict[str, Any] = {**pose.errors(predicted, true), "labels": len(targets), "images": len(images)}
+    rows = spaced(len(images), chosen.pictures)
+    stored = read_take(ready.source("test"), 0, ready.options.data.pose)
+    figure = skeleton_figure(images[rows], predicted[rows], true[rows], stored.parents, names=stored.joints)
+    return figures, {"": png(figure)}
+
+
+def labelled(ready: "Ready", view: TakeView) -> tuple[Tensor, tuple[int, ...]]:
+    """The joints (N, J, 3) of the training moments by every camera, and the mirror's table."""
+    source, data = ready.source("train"), ready.options.data
+    found, mirror = [], None
+    for number, good in moments(ready, "train", view, 1):
+        stored = read_take(source, number, data.pose)
+        mirror = mirror or stored.mirror
+        found += [joints[good] for joints in stored.pose if joints is not None]
+    if not found or mirror is None:
+        raise UserError("there is no training moment whose joints are known: give --data.pose, or other takes")
+    return torch.from_numpy(np.concatenate(found)), mirror
+
+
+def moments(ready: "Ready", part: "Part", view: TakeView, every: int) -> list[tuple[int, np.ndarray]]:
+    """The usable moments of a part: the take's number, and their frames."""
+    source = ready.source(part)
+    look = InspectTakes(source, ready.options.data, {"image": view})
+    out = []
+    for number, rows in ready.runs(part, ready.wanted(part)[::every], most=1 << 30):
+        found = look([Piece(number, rows)])
+        good = found["index"][found["bad"] == ""] - source.groups[number].first
+        if len(good):
+            out.append((number, good))
+    return out
+
+
+@torch.no_grad()
+def estimated(ready: "Ready", method: pose.Pose, view: TakeView) -> tuple[Tensor, Tensor, Tensor]:
+    """Images uint8 (N, C, S, S), predicted and true joints (N, J, 3) of the test moments, each camera's in turn."""
+    source, data = ready.source("test"), ready.options.data
+    images, predicted, true = [], [], []
+    for number, good in moments(ready, "test", view, ready.options.posing.every):
+        for camera in range(len(source.takes[number].cameras)):
+            stage = MakeMoments(source, data, {"image": view}, ready.options.seed, 0, camera)
+            for rows in np.array_split(good, -(-len(good) // 64)):
+                batch = stage([Piece(number, rows)])
+                seen = torch.from_numpy(batch["image"])
+                images.append(seen)
+                predicted.append(method.predict(seen))
+                true.append(pose.centred_camera(torch.from_numpy(batch["pose"])))
+    if not images:
+        raise UserError("there is no test moment whose joints are known: give --data.pose, or other takes")
+    return torch.cat(images), torch.cat(predicted), torch.cat(true)

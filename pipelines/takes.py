@@ -1,0 +1,207 @@
+"""Stages of Ray Data for takes: moments in, views of what several cameras saw out.
+
+A take is read and its videos are opened once for all its moments in a piece; of each camera only the frames that some
+view names are decoded, each once. Frames that are stored as key frames (`python -m pipelines data frames`) cost no
+others. A camera's background is the median of frames spread over its video.
+
+Legend: n moments, C channels, H x W pixels of a decoded frame, S of a view, J joints.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.pose import mirrored
+from methods.takes import PARAMETERS, TakeView, backgrounds
+from pipelines.clips import ends, inspected
+from pipelines.frames import scaled_boxes
+from pipelines.sources import Bad, Cameras, Data, Source, read_take
+from pipelines.video import Table, decode, table
+
+if TYPE_CHECKING:
+    from pipelines.feed import Piece
+
+BACKGROUND_FRAMES = 48  # of a video, whose median is its background
+FLIP = PARAMETERS.index("flip")
+
+
+class Opened(NamedTuple):
+    stored: Cameras
+    tables: list[Table]
+
+    @property
+    def frames(self) -> int:
+        """Moments at which every camera has a frame."""
+        return min(len(some) for some in self.tables)
+
+
+@lru_cache(maxsize=4)
+def opened(source: Source, number: int, pose: str) -> Opened:
+    """Take `number` of a source; a process that meets it again in the next piece need not read it again.
+
+    Raises:
+        ValueError: a camera whose video cannot be opened.
+    """
+    stored = read_take(source, number, pose)
+    tables = []
+    for camera, encoded in zip(source.takes[number].cameras, stored.videos, strict=True):
+        try:
+            tables.append(table(encoded or b""))
+        except ValueError as error:
+            raise ValueError(f"camera {camera}: {error}") from error
+    return Opened(stored, tables)
+
+
+def decoded(take: Opened, camera: int, wanted: np.ndarray, data: Data) -> Tensor:
+    """uint8 (n, C, H, W): a camera's frames of ascending numbers."""
+    height, width = data.shape
+    encoded = take.stored.videos[camera] or b""
+    return torch.from_numpy(decode(encoded, take.tables[camera], wanted, height, width, square=data.width is None))
+
+
+@lru_cache(maxsize=64)
+def background(source: Source, number: int, camera: int, data: Data) -> Tensor:
+    """uint8 (C, H, W): what a camera sees most of the time."""
+    take = opened(source, number, data.pose)
+    wanted = np.unique(np.linspace(0, len(take.tables[camera]) - 1, BACKGROUND_FRAMES).round().astype(np.int64))
+    return backgrounds(decoded(take, camera, wanted, data))
+
+
+def boxes(take: Opened, camera: Tensor, frame: Tensor, data: Data) -> Tensor | None:
+    """float32 (n, 3): the stored boxes in pixels of decoded frames; None where there are none."""
+    if any(box is None for box in take.stored.box):
+        return None
+    out = torch.empty(len(camera), 3)
+    for c in camera.unique().tolist():
+        mine = camera == c
+        found = np.asarray(take.stored.box[c])[frame[mine].numpy()]
+        shape = take.tables[c].height, take.tables[c].width
+        out[mine] = torch.from_numpy(scaled_boxes(found, shape, (data.size, data.width)))
+    return out
+
+
+def looked_at(source: Source, number: int, view: TakeView, parameters: Tensor, data: Data) -> Tensor:
+    """uint8 (n, C, S, S): moments of one take, as a view's parameters (n, P) say."""
+    take = opened(source, number, data.pose)
+    camera, frame, other = view.sources(parameters).unbind(1)
+    images = torch.empty(len(parameters), 3, *data.shape, dtype=torch.uint8)
+    for c in camera.unique().tolist():
+        mine = camera == c
+        wanted, places = frame[mine].unique(return_inverse=True)
+        images[mine] = decoded(take, c, wanted.numpy(), data)[places]
+
+    def behind(cameras: Tensor, needed: bool) -> Tensor | None:
+        if not needed:
+            return None
+        unique, places = cameras.unique(return_inverse=True)
+        return torch.stack([background(source, number, c, data) for c in unique.tolist()])[places]
+
+    return view.apply(
+        images,
+        parameters,
+        box=boxes(take, camera, frame, data),
+        background=behind(camera, view.background != "keep"),
+        other=behind(other, view.substitutes),
+    )
+
+
+def poses(source: Source, number: int, parameters: Tensor, data: Data) -> Tensor:
+    """float32 (n, J, 3): the joints in the coordinates of the cameras, mirrored where the view is."""
+    take = opened(source, number, data.pose)
+    camera, frame, _ = TakeView.sources(parameters).unbind(1)
+    found = [np.asarray(take.stored.pose[c])[f] for c, f in zip(camera.tolist(), frame.tolist(), strict=True)]
+    joints = torch.from_numpy(np.stack(found))
+    return torch.where(parameters[:, FLIP, None, None] > 0, mirrored(joints, take.stored.mirror), joints)
+
+
+@dataclass(frozen=True)
+class MakeMoments:
+    """Of the stream feed: columns `index`, `label`, of each view its images (n, C, S, S) and parameters, and `pose`
+    (n, J, 3) of what the first view shows, where the data names a column of joints."""
+
+    source: Source
+    data: Data
+    views: Mapping[str, TakeView]
+    seed: int
+    epoch: int
+    camera: int | None = None
+    """A camera for every view, where one is evaluated. None: drawn."""
+
+    def __call__(self, pieces: "list[Piece]") -> dict[str, np.ndarray]:
+        parts: dict[str, list[Tensor]] = {}
+        for piece in pieces:
+            number, frame = piece.group, torch.from_numpy(piece.rows)
+            try:
+                take = opened(self.source, number, self.data.pose)
+            except ValueError as error:  # it was good when the run began
+                raise OSError(f"take {self.source.takes[number].name} can no longer be read: {error}") from error
+            index = self.source.groups[number].first + frame
+            columns = {"index": index}
+            if self.source.labelled:
+                columns["label"] = torch.full_like(index, self.source.takes[number].label)
+            whole = torch.full_like(index, take.frames), torch.full_like(index, len(take.tables))
+            for name, view in self.views.items():
+                drawn = view.draw(self.seed, self.epoch, index, frame=frame, frames=whole[0], cameras=whole[1])
+                if self.camera is not None:
+                    drawn[:, PARAMETERS.index("camera")] = self.camera
+                columns[name] = looked_at(self.source, number, view, drawn, self.data)
+                columns[f"{name}.parameters"] = drawn
+            if self.data.pose:
+                columns["pose"] = poses(self.source, number, columns[f"{next(iter(self.views))}.parameters"], self.data)
+            for name, column in columns.items():
+                parts.setdefault(name, []).append(column)
+        return {name: torch.cat(some).numpy() for name, some in parts.items()}
+
+
+@dataclass(frozen=True)
+class InspectTakes:
+    """Of the survey: each take is opened, and every camera's first and last frame decoded. A moment is broken where a
+    camera has no frame, or where a joint that is to be learned is not finite. Columns as of `feed.Decode`."""
+
+    source: Source
+    data: Data
+    views: Mapping[str, TakeView]
+
+    def __call__(self, pieces: "list[Piece]") -> dict[str, np.ndarray]:
+        bad: list[Bad] = []
+        index, label = [], []
+        for piece in pieces:
+            group, take = self.source.groups[piece.group], self.source.takes[piece.group]
+            whole, each = self.inspect(piece.group, group.rows)
+            for row in piece.rows.tolist():
+                if reason := whole or each[row]:
+                    bad.append(Bad(group.first + row, f"{group.path}: take {take.name}, frame {row}", reason))
+                else:
+                    index.append(group.first + row)
+                    label.append(take.label)
+        return inspected(index, label, bad)
+
+    def inspect(self, number: int, rows: int) -> tuple[str, list[str]]:
+        """What is wrong with the take as a whole, and with each of its moments; empty where nothing is."""
+        names = self.source.takes[number].cameras
+        each = [""] * rows
+        try:
+            take = opened(self.source, number, self.data.pose)
+            for camera in range(len(names)):
+                decoded(take, camera, ends(take.tables[camera]), self.data)
+        except ValueError as error:
+            return str(error), each
+        needed = max((view.least_cameras for view in self.views.values()), default=1)
+        if len(names) < needed:
+            return f"it has {len(names)} camera(s) ({', '.join(names)}), and {needed} are needed", each
+        if take.frames < max((view.least_frames for view in self.views.values()), default=1):
+            return f"it has {take.frames} frame(s)", each
+        shortest = min(range(len(names)), key=lambda c: len(take.tables[c]))
+        each[take.frames :] = [f"camera {names[shortest]} ends at frame {take.frames}"] * (rows - take.frames)
+        if self.data.pose:
+            for name, joints in zip(names, take.stored.pose, strict=True):
+                if joints is None or len(joints) < take.frames:
+                    return f"camera {name} has joints for {0 if joints is None else len(joints)} frames", each
+                for frame in np.flatnonzero(~np.isfinite(joints[: take.frames]).all((1, 2))).tolist():
+                    each[frame] = f"camera {name}: a joint is not finite"
+        return "", each

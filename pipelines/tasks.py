@@ -1,0 +1,101 @@
+"""What a method says of its own task on test data, with intervals, and beside what the length alone would tell."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from methods.method import Answers, Clock, Method
+from methods.metrics.groups import balanced_interval, chance_by_length
+from pipelines.errors import UserError
+from pipelines.feed import Piece, Views, add_views, inspection_of, stage_of
+from pipelines.sources import NOUNS
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Ready
+
+AT_ONCE = {"image": 256, "video": 8, "take": 64}  # samples
+
+
+@dataclass(frozen=True)
+class Task:
+    """Of the protocol `task`: the method's own task on test data, in the run's views."""
+
+    draws: int = 1
+    """How often each sample is drawn anew; for intervals the draws of one belong together."""
+    level: float = 0.95
+    """Of the intervals: a share."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 1 or not 0 < self.level < 1:
+            raise ValueError(f"task.draws is at least 1 and task.level in (0, 1), got {self.draws} and {self.level}")
+
+
+def batches(ready: "Ready", views: Views, draws: int = 1) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The test data's batches of `views`, `draws` times, each with the number of its draw; broken samples are left
+    out."""
+    data, seed, source = ready.options.data, ready.options.seed, ready.source("test")
+    index = ready.wanted("test")
+    for epoch in range(draws):
+        if data.media == "image":
+            for rows, images in ready.read("test", index, most=AT_ONCE["image"]):
+                yield epoch, add_views({"image": images, "index": rows}, views, seed, epoch)
+            continue
+        look, make = inspection_of(source, data, False, views), stage_of(source, data, views, seed, epoch)
+        for number, offsets in ready.runs("test", index, most=AT_ONCE[data.media]):
+            found = look([Piece(number, offsets)])
+            good = found["index"][found["bad"] == ""] - source.groups[number].first
+            if len(good):
+                made = make([Piece(number, good)])
+                yield epoch, {name: torch.from_numpy(column) for name, column in made.items()}
+
+
+def own_task(ready: "Ready", method: Method, clock: Clock, views: Views) -> dict[str, Any]:
+    """Figures of `Method.task`, means over the samples; and of `Method.answers` balanced accuracies."""
+    figures: dict[str, Tensor] = {}
+    said: dict[str, list[Answers]] = {}
+    index, length, count = [], [], 0
+    chosen = ready.options.task
+    with torch.no_grad():
+        for number, batch in batches(ready, views, chosen.draws):
+            moment = replace(clock, epoch=clock.epoch + number)  # what the method draws differs too
+            for name, mean in method.task(batch, moment).items():
+                figures[name] = figures.get(name, 0) + len(batch["index"]) * mean.double()
+            for name, answers in method.answers(batch, moment).items():
+                said.setdefault(name, []).append(answers)
+            index.append(batch["index"])
+            length.append(batch.get("length", torch.zeros_like(batch["index"])))
+            count += len(batch["index"])
+    if not figures and not said:
+        raise UserError(f"{type(method).__name__} has no figures of its own task: choose other protocols")
+    out: dict[str, Any] = {name: (total / count).tolist() for name, total in figures.items()}
+    of, frames = torch.cat(index), torch.cat(length)
+    for name, parts in said.items():
+        out[f"{name}_balanced"] = balanced(Answers.joined(parts), of, frames, chosen.level)
+    return {NOUNS[ready.options.data.media]: count, **out}
+
+
+def balanced(answers: Answers, group: Tensor, length: Tensor, level: float) -> dict[str, Any]:
+    """Balanced accuracy, its interval over `group` (N,), and that of the best guess by `length` (N,), where there is
+    one: a tree fitted to these very answers, its depth cross-validated, so a high bar rather than a low one."""
+    k = answers.said.shape[1]
+    group, length = group.repeat_interleave(k), length.repeat_interleave(k)
+    predicted, target = answers.said.flatten(), answers.true.flatten()
+    figure, low, high = balanced_interval(predicted, target, group, answers.classes, level=level)
+    out = {"accuracy": figure, "low": low, "high": high, "chance": 1 / len(target.unique())}
+    if length.any():
+        out["chance_by_length"] = chance_by_length(length, target, length, target, answers.classes, train_group=group)
+    return out
+
+
+def rows_of(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Figures as rows of a table: a name and its cells."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name} {inner}", [cell]) for inner, cell in value.items())
+        elif isinstance(value, list):
+            yield from ((name, row if isinstance(row, list) else [row]) for row in value)
+        else:
+            yield name, [value]
