@@ -45,9 +45,9 @@ from pipelines.pictures import (
     Pictures,
     Result,
     Retrieval,
+    run_active_pixels,
     run_filters,
     run_gradcam,
-    run_pictures,
     run_retrieval,
     run_tsne,
 )
@@ -56,7 +56,7 @@ from pipelines.posing import Posing, run_pose
 from pipelines.recipe import Recipe
 from pipelines.sources import Data, Source, check_classes, load, open_source, read_column, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
-from pipelines.tasks import Task, own_task, rows_of
+from pipelines.tasks import Gaps, Task, own_task, rows_of, run_gaps, run_pictures
 from pipelines.transfer import VIDEO_FINETUNE, VIDEO_LINEAR, Finetune, Layerwise, Timing
 
 console = Console(stderr=True)
@@ -117,6 +117,7 @@ class Options:
     """Parquet column, as `sequence`: `linear` then learns from all groups of the training data but one, and is tested
     on that, for each in turn. Empty: it is tested on the test data."""
     task: Task = field(default_factory=Task)
+    gaps: Gaps = field(default_factory=Gaps)
     gradcam: GradCAM = field(default_factory=GradCAM)
     pictures: Pictures = field(default_factory=Pictures)
     generative: generate.Generative = field(default_factory=generate.Generative)
@@ -365,6 +366,8 @@ ON_RUN: Mapping[str, Protocol] = {
     "filters": run_filters,
     "gradcam": run_gradcam,
     "pictures": run_pictures,
+    "active_pixels": run_active_pixels,
+    "gaps": run_gaps,
 }
 """Neither features nor a cluster."""
 PROTOCOLS: Mapping[str, Protocol] = {**ON_FEATURES, **TRAINED, **ON_RUN}

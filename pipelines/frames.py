@@ -8,10 +8,12 @@ with the frames. A video that cannot be decoded becomes a null, which is counted
 import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,11 +71,14 @@ def write_frames(options: FrameOptions) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     bad = 0
     make = partial(stored, size=options.size, width=options.width, raw=options.raw, quality=options.quality)
+    here = options.workers == 1  # in this process
+    forked = partial(ProcessPoolExecutor, options.workers or None, mp_context=get_context("forkserver"))
     with (
-        ProcessPoolExecutor(options.workers or None, mp_context=get_context("forkserver")) as pool,
+        nullcontext() if here else forked() as pool,
         Progress(*Progress.get_default_columns(), console=console) as progress,
     ):
         bar = progress.add_task("storing frames", total=source.rows)
+        each: Any = pool.map if pool else map
         for path, groups in by_file(source):
             target = folder / (
                 Path(path).with_suffix(".parquet").name if source.kind != "folder" else "train-00000.parquet"
@@ -85,7 +90,7 @@ def write_frames(options: FrameOptions) -> list[Path]:
                 for group in groups:
                     columns, names = read(source, group)
                     found = []
-                    for name, one in zip(names, pool.map(make, columns.column("video").to_pylist()), strict=True):
+                    for name, one in zip(names, each(make, columns.column("video").to_pylist()), strict=True):
                         found.append(one)
                         progress.advance(bar)
                         if one.reason:
@@ -117,7 +122,8 @@ def read(source: Source, group: Group) -> tuple[pa.Table, list[str]]:
         with pq.ParquetFile(group.path, filesystem=_filesystem(source.filesystem)) as file:
             columns = file.read_row_group(group.part)
         names = [f"{group.path}:{group.part}, row {i}" for i in range(len(columns))]
-        return columns.rename_columns(["video" if n == source.column else n for n in columns.column_names]), names
+        renamed = columns.rename_columns(["video" if n == source.column else n for n in columns.column_names])
+        return renamed.replace_schema_metadata(columns.schema.metadata), names
     found = source.read(group, np.arange(group.rows))
     columns = pa.table({"video": pa.array(found.files, pa.binary())})
     if found.label is not None:

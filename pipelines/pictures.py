@@ -11,9 +11,8 @@ from torchvision.utils import make_grid
 
 from methods.metrics.projection import scatter_figure, tsne
 from methods.metrics.retrieval import clip_retrieval_figure, neighbours, retrieval_figure, topk_retrieval
-from methods.metrics.visual import first_filters, grad_cam, overlaid
+from methods.metrics.visual import active_pixels_figure, first_filters, grad_cam, guided_backpropagation, overlaid
 from pipelines.errors import UserError
-from pipelines.feed import add_views
 
 if TYPE_CHECKING:
     from pipelines.evaluate import Ready
@@ -47,6 +46,8 @@ class GradCAM:
 class Pictures:
     images: int = 32
     """Test images, evenly spaced; the method takes as many of them as it likes."""
+    clips: int = 4
+    """Of `active_pixels`: test clips, evenly spaced."""
 
 
 def run_tsne(ready: "Ready", of: str) -> Result:
@@ -105,20 +106,18 @@ def run_gradcam(ready: "Ready", of: str) -> Result:
     return {"layer": name, "images": len(images)}, {"": grid(pairs, columns=len(images))}
 
 
-def run_pictures(ready: "Ready", of: str) -> Result:
-    """The method's own pictures, of test images in the run's views."""
+def run_active_pixels(ready: "Ready", of: str) -> Result:
+    """Picture of the pixels that speak for what the run says of test clips (guided backpropagation)."""
     it = ready.subject
-    if it.method is None or it.recipe is None or it.clock is None:
-        raise UserError("an exported backbone has no method to draw pictures: give a run")
-    rows = spaced_of(ready.wanted("test"), ready.options.pictures.images)
-    found = ready.decoded("test", rows)
-    columns = {"image": found, "index": torch.arange(len(found))}
-    batch = add_views(columns, it.recipe.views, ready.options.seed, 0)
-    with torch.no_grad():
-        drawn = it.method.eval().pictures(batch, it.clock)
-    if not drawn:
-        raise UserError(f"{it.recipe.method_name} draws no pictures of its own")
-    return {"images": len(found)}, {f"_{name}": grid(images, columns=8) for name, images in drawn.items()}
+    if it.method is None or it.random is None or ready.options.data.media != "video":
+        raise UserError("active_pixels is for runs of videos")
+    clips = ready.images("test", spaced_of(ready.wanted("test"), ready.options.pictures.clips))
+    random, method = it.random.eval(), it.method.eval()
+    maps = {
+        "this run": guided_backpropagation(method, clips, method.score),
+        "random init": guided_backpropagation(random, clips, lambda some: random(some).norm(dim=1)),
+    }
+    return {"clips": len(clips)}, {"": png(active_pixels_figure(clips, maps))}
 
 
 def spaced(count: int, most: int) -> Tensor:

@@ -1,4 +1,5 @@
-"""What a method says of its own task on test data, with intervals, and beside what the length alone would tell."""
+"""What a method says of its own task on test data, with intervals, and beside what the length alone would tell; its
+pictures; and how well it does by the time between two images."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,11 +10,15 @@ from torch import Tensor
 
 from methods.method import Answers, Clock, Method
 from methods.metrics.groups import balanced_interval, chance_by_length
+from methods.takes import PARAMETERS, TakeView
 from pipelines.errors import UserError
 from pipelines.feed import Piece, Views, add_views, inspection_of, stage_of
+from pipelines.pictures import Result, grid, png, spaced_of
 from pipelines.sources import NOUNS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pipelines.evaluate import Ready
 
 AT_ONCE = {"image": 256, "video": 8, "take": 64}  # samples
@@ -33,11 +38,13 @@ class Task:
             raise ValueError(f"task.draws is at least 1 and task.level in (0, 1), got {self.draws} and {self.level}")
 
 
-def batches(ready: "Ready", views: Views, draws: int = 1) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """The test data's batches of `views`, `draws` times, each with the number of its draw; broken samples are left
-    out."""
+def batches(
+    ready: "Ready", views: Views, draws: int = 1, index: Tensor | None = None
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The test data's batches of `views`, `draws` times, each with the number of its draw; broken samples are left out.
+    `index`: of these samples alone, int64, ascending."""
     data, seed, source = ready.options.data, ready.options.seed, ready.source("test")
-    index = ready.wanted("test")
+    index = ready.wanted("test") if index is None else index
     for epoch in range(draws):
         if data.media == "image":
             for rows, images in ready.read("test", index, most=AT_ONCE["image"]):
@@ -99,3 +106,69 @@ def rows_of(figures: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
             yield from ((name, row if isinstance(row, list) else [row]) for row in value)
         else:
             yield name, [value]
+
+
+def run_pictures(ready: "Ready", of: str) -> Result:
+    """The method's own pictures, of test images in the run's views."""
+    it = ready.subject
+    if it.method is None or it.recipe is None or it.clock is None:
+        raise UserError("an exported backbone has no method to draw pictures: give a run")
+    rows = spaced_of(ready.wanted("test"), ready.options.pictures.images)
+    parts = [batch for _, batch in batches(ready, it.recipe.views_used, index=rows)]
+    batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    with torch.no_grad():
+        drawn = it.method.eval().pictures(batch, it.clock)
+    if not drawn:
+        raise UserError(f"{it.recipe.method_name} draws no pictures of its own")
+    return {"images": len(batch["index"])}, {f"_{name}": grid(images, columns=8) for name, images in drawn.items()}
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Of the protocol `gaps`: synchronization of pairs by the time between them (S. Jenni's thesis, Figure 6.4)."""
+
+    frames: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
+    """Time gaps, in frames; those that no take is long enough for are left out."""
+
+    def __post_init__(self) -> None:
+        if not self.frames or min(self.frames) < 1:
+            raise ValueError(f"gaps.frames are at least 1, got {self.frames}")
+
+
+def run_gaps(ready: "Ready", of: str) -> Result:
+    """How often pairs are told to be synchronized or not, by the time between their frames; of runs of takes."""
+    it = ready.subject
+    views = {} if it.recipe is None else {n: v for n, v in it.recipe.views_used.items() if isinstance(v, TakeView)}
+    if it.method is None or it.clock is None or "unsynchronized" not in views:
+        raise UserError("gaps is for runs that learn synchronization from takes, as multiview's")
+    method, column = it.method.eval(), PARAMETERS.index("frame")
+    figures: dict[str, Any] = {}
+    for gap in ready.options.gaps.frames:
+        exact = {n: replace(view.plain(), least_gap=gap - 1, greatest_gap=gap + 1) for n, view in views.items()}
+        found = []
+        for _, batch in batches(ready, exact):
+            first, second = (batch[f"{name}.parameters"][:, column] for name in ("anchor", "unsynchronized"))
+            apart = (first - second).abs() == gap
+            answers = method.answers(batch, it.clock)["synchronized"]
+            found.append((answers.said == answers.true)[apart].float())
+        right = torch.cat(found)  # (N, 2): of the synchronized pair, and of the other
+        if len(right):
+            figures[str(gap)] = {"accuracy": right.mean().item(), "pairs": right.numel()}
+    if not figures:
+        raise UserError("no take is long enough for any of --gaps.frames")
+    return figures, {"": png(gap_figure({int(gap): found["accuracy"] for gap, found in figures.items()}))}
+
+
+def gap_figure(accuracy: Mapping[int, float]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([*accuracy], [100 * value for value in accuracy.values()], marker="o")
+    axes.axhline(50, color="0.6", linestyle="--", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([*accuracy], [str(gap) for gap in accuracy])
+    axes.set_xlabel("frames between the two images")
+    axes.set_ylabel("synchronized or not, accuracy in %")
+    axes.set_ylim(top=100)
+    return figure

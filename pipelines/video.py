@@ -21,6 +21,7 @@ Legend: F frames of a video in presentation order, P packets in the order of dec
 
 import io
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,6 +202,7 @@ def _decoded_order(encoded: bytes, key: np.ndarray, full: np.ndarray) -> tuple[n
 
 _PICTURE = b"\x00\x00\x01\xb6"  # start code of a picture (VOP); 2 bits for its type follow: I, P, B, S (sprite)
 _PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:b|Build)\d+p")
+_SHORT = 64  # bytes: a picture that is not coded is shorter
 _PLACEHOLDER = 19  # bytes at most, as FFmpeg has it
 
 
@@ -216,7 +218,9 @@ def _mpeg4(packets: Sequence[bytes], header: bytes) -> tuple[np.ndarray, np.ndar
     key = np.zeros(len(packets), bool)
     for i, data in enumerate(packets):
         at = data.find(_PICTURE)
-        kind = data[at + 4] >> 6 if 0 <= at < len(data) - 4 and _coded(data, at + 4, clock) else -1
+        kind = data[at + 4] >> 6 if 0 <= at < len(data) - 4 else -1
+        if len(data) < at + _SHORT and kind >= 0 and not _coded(data, at + 4, clock):
+            kind = -1
         if waiting >= 0 and not data.startswith(b"\x00\x00\x01\xb0"):  # a new sequence drops what waits
             kinds[i], waiting = waiting, kind if len(data) > _PLACEHOLDER else -1
             continue
@@ -357,20 +361,20 @@ def _filled(
     """(first, stop, number, frame): frame `number` is the nearest decoded one for the wanted first to stop."""
     number_of = np.full(len(table.key), -1, np.int64)
     number_of[table.packet] = np.arange(len(table))
-    row, held, shown = 0, -1, None
+    rows, row, held, shown = wanted.tolist(), 0, -1, None
     for packet, frame in _frames(encoded, table, fed):
         number = int(number_of[packet])
         if number <= held:
             continue
-        stop = int(np.searchsorted(wanted, number))
+        stop = bisect_left(rows, number)
         if stop > row:
             yield row, stop, number if shown is None else held, frame if shown is None else shown
             row = stop
         held, shown = number, frame
-        if row + 1 == len(wanted) and wanted[row] == number:
+        if row + 1 == len(rows) and rows[row] == number:
             break
-    if shown is not None and row < len(wanted):
-        yield row, len(wanted), held, shown
+    if shown is not None and row < len(rows):
+        yield row, len(rows), held, shown
 
 
 def _frames(encoded: bytes, table: Table, fed: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:

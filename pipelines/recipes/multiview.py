@@ -45,7 +45,7 @@ def multiview_h36m() -> Recipe:
 
 
 def multiview_poses() -> Recipe:
-    """On synthetic takes of an articulated body, ResNet-18 at 64 pixels; for a laptop.
+    """On synthetic takes of an articulated body, ResNet-18 with its usual stem at 64 pixels; for a laptop.
 
         python -m pipelines data poses --to data/poses
         python -m pipelines pretrain multiview_poses --data.train data/poses/train-00000.parquet \\
@@ -55,6 +55,7 @@ def multiview_poses() -> Recipe:
     The last line learns from 200 moments. Sizes, the rate and epochs are this project's; ours: not measured.
     """
     return multiview_h36m().with_(
+        backbone="resnet18:large",
         data={"size": 96},
         views={role: view for role, view in _views(64).items()},
         optimizers={"model": {"lr": 5e-4, "final_lr": 5e-7}},

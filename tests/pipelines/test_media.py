@@ -294,6 +294,9 @@ def test_a_run_on_videos_is_killed_and_ends_with_the_same_weights(clips: Path, t
     motion = task["motion_balanced"]
     assert motion["low"] <= motion["accuracy"] <= motion["high"] and motion["chance"] == 0.25
     assert motion["chance_by_length"] == 0.25 <= task["speed_balanced"]["chance_by_length"]
+    evaluate(str(tmp_path / "whole"), ["active_pixels", "pictures"], options)
+    assert (tmp_path / "whole" / "active_pixels.png").stat().st_size > 10_000
+    assert (tmp_path / "whole" / "pictures_clips.png").stat().st_size > 1000
     groups = dataclasses.replace(options, groups="scene")
     assert {"top1", "balanced", "low", "high"} == evaluate(str(tmp_path / "whole"), ["linear"], groups)["linear"].keys()
 
@@ -305,7 +308,9 @@ def test_takes_are_pretrained_and_their_joints_are_learned(takes: Path, tmp_path
     options = defaults(str(tmp_path / "takes"))
     assert options.data.pose == "pose"
     options = dataclasses.replace(options, posing=Posing(frozen=1, epochs=1, batch_size=8, every=3, optimizer=ADAM))
-    figures = evaluate(str(tmp_path / "takes"), ["pose", "task"], options)
+    figures = evaluate(str(tmp_path / "takes"), ["pose", "task", "gaps"], options)
+    assert figures["gaps"].keys() == {"1", "2", "4", "8"} and figures["gaps"]["8"]["pairs"] == 3 * 2 * 12
+    assert (tmp_path / "takes" / "gaps.png").stat().st_size > 5000
     assert figures["pose"].keys() >= {"mpjpe", "nmpjpe", "pmpjpe"} <= figures["random_init"]["pose"].keys()
     assert figures["pose"]["labels"] == 3 * 42 and figures["pose"]["images"] == 3 * 14
     assert 0 < figures["pose"]["pmpjpe"] < figures["pose"]["mpjpe"] < 1000
