@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 from methods.backbones import Backbone
 from pipelines.errors import UserError
-from pipelines.evaluate import Options, subject
-from pipelines.sources import Data
+from pipelines.evaluate import defaults, subject
 from pipelines.storage import open_folder
 
 BATCHES = (1, 2, 7)
@@ -107,7 +106,8 @@ def write_torchscript(backbone: Backbone, example: Tensor) -> bytes:
 
 
 class TorchScript(nn.Module):
-    """An exported backbone: uint8 (B, C, H, W) -> (B, dim). Pickled as its file's bytes, so that Ray can send it.
+    """An exported backbone: uint8 (B, C, H, W), of clips (B, T, C, H, W) -> (B, dim). Pickled as its file's bytes, so
+    that Ray can send it.
 
     Args:
         archive: the bytes of the file.
@@ -127,8 +127,8 @@ class TorchScript(nn.Module):
             raise ValueError("not a TorchScript file that `export` wrote") from error
         self.archive = archive
         self.dim: int = fields["dim"]
-        self.image: tuple[int, int, int] = tuple(fields["image"])
-        """(C, H, W) of the images that the run's network saw."""
+        self.image: tuple[int, ...] = tuple(fields["image"])
+        """(C, H, W) of the images, or (T, C, H, W) of the clips, that the run's network saw."""
 
     @property
     def mean(self) -> Tensor:
@@ -164,7 +164,8 @@ def read_torchscript(path: Path) -> TorchScript:
 def write_onnx(backbone: Backbone, example: Tensor) -> bytes:
     if sum(tensor.nbytes for tensor in backbone.state_dict().values()) > ONNX_BYTES:
         raise UserError("an ONNX file holds at most 2 GB, and this backbone is larger: choose .safetensors or .pt")
-    free = {0: torch.export.Dim("batch"), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    clips = example.ndim == 5  # of frames and pixels as they were trained on
+    free = {0: torch.export.Dim("batch"), **({} if clips else dict.fromkeys((2, 3), torch.export.Dim.AUTO))}
     program = torch.onnx.export(
         backbone,
         (example,),
@@ -177,9 +178,8 @@ def write_onnx(backbone: Backbone, example: Tensor) -> bytes:
     assert program is not None
     model = program.model_proto
     strip(model)
-    for size, name in zip(
-        model.graph.input[0].type.tensor_type.shape.dim, ("batch", "", "height", "width"), strict=True
-    ):
+    names = ("batch", "", "", "", "") if clips else ("batch", "", "height", "width")
+    for size, name in zip(model.graph.input[0].type.tensor_type.shape.dim, names, strict=True):
         if size.dim_param:
             size.dim_param = name
     return model.SerializeToString(deterministic=True)
@@ -253,14 +253,11 @@ def export(run: str, to: str) -> Path:
         raise UserError(f"{form.name} needs {', '.join(missing)}: pip install 'rayssl[onnx]'")
     if not open_folder(run).exists("recipe.json"):
         raise UserError(f"{run} is not a run: no recipe.json in it")
-    it = subject(run, Options(data=Data()))
+    it = subject(run, defaults(run))
     backbone = it.backbone.eval()
     generator = torch.Generator().manual_seed(0)
-    channels = backbone.mean.shape[1]
-    batches = [
-        torch.randint(0, 256, (count, channels, it.size, it.size), generator=generator, dtype=torch.uint8)
-        for count in BATCHES
-    ]
+    image = (*((it.frames,) if it.frames else ()), backbone.mean.shape[1], it.size, it.size)
+    batches = [torch.randint(0, 256, (count, *image), generator=generator, dtype=torch.uint8) for count in BATCHES]
     try:
         with torch.no_grad():
             content = form.write(backbone, batches[1])

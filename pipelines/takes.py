@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipelines.feed import Piece
 
 BACKGROUND_FRAMES = 48  # of a video, whose median is its background
+AT_ONCE = 128  # moments whose whole frames are held
 FLIP = PARAMETERS.index("flip")
 
 
@@ -85,15 +86,25 @@ def boxes(take: Opened, camera: Tensor, frame: Tensor, data: Data) -> Tensor | N
     return out
 
 
-def looked_at(source: Source, number: int, view: TakeView, parameters: Tensor, data: Data) -> Tensor:
-    """uint8 (n, C, S, S): moments of one take, as a view's parameters (n, P) say."""
+def seen(source: Source, number: int, camera: Tensor, frame: Tensor, data: Data) -> Tensor:
+    """uint8 (n, C, H, W): the frames of a take that cameras and numbers, int64 (n,), name. Each is decoded once."""
     take = opened(source, number, data.pose)
-    camera, frame, other = view.sources(parameters).unbind(1)
-    images = torch.empty(len(parameters), 3, *data.shape, dtype=torch.uint8)
+    images = torch.empty(len(camera), 3, *data.shape, dtype=torch.uint8)
     for c in camera.unique().tolist():
         mine = camera == c
         wanted, places = frame[mine].unique(return_inverse=True)
         images[mine] = decoded(take, c, wanted.numpy(), data)[places]
+    return images
+
+
+def looked_at(
+    source: Source, number: int, views: Mapping[str, TakeView], parameters: Mapping[str, Tensor], data: Data
+) -> dict[str, Tensor]:
+    """Of each view uint8 (n, C, S, S): moments of one take, as its parameters (n, P) say."""
+    take = opened(source, number, data.pose)
+    named = {name: view.sources(parameters[name]) for name, view in views.items()}  # (n, 3)
+    camera, frame, _ = torch.cat([*named.values()]).unbind(1)
+    images = seen(source, number, camera, frame, data).chunk(len(views))
 
     def behind(cameras: Tensor, needed: bool) -> Tensor | None:
         if not needed:
@@ -101,13 +112,17 @@ def looked_at(source: Source, number: int, view: TakeView, parameters: Tensor, d
         unique, places = cameras.unique(return_inverse=True)
         return torch.stack([background(source, number, c, data) for c in unique.tolist()])[places]
 
-    return view.apply(
-        images,
-        parameters,
-        box=boxes(take, camera, frame, data),
-        background=behind(camera, view.background != "keep"),
-        other=behind(other, view.substitutes),
-    )
+    out = {}
+    for (name, view), whole in zip(views.items(), images, strict=True):
+        camera, frame, other = named[name].unbind(1)
+        out[name] = view.apply(
+            whole,
+            parameters[name],
+            box=boxes(take, camera, frame, data),
+            background=behind(camera, view.background != "keep"),
+            other=behind(other, view.substitutes),
+        )
+    return out
 
 
 def poses(source: Source, number: int, parameters: Tensor, data: Data) -> Tensor:
@@ -134,8 +149,8 @@ class MakeMoments:
 
     def __call__(self, pieces: "list[Piece]") -> dict[str, np.ndarray]:
         parts: dict[str, list[Tensor]] = {}
-        for piece in pieces:
-            number, frame = piece.group, torch.from_numpy(piece.rows)
+        few = [(piece.group, rows) for piece in pieces for rows in torch.from_numpy(piece.rows).split(AT_ONCE)]
+        for number, frame in few:
             try:
                 take = opened(self.source, number, self.data.pose)
             except ValueError as error:  # it was good when the run began
@@ -145,12 +160,15 @@ class MakeMoments:
             if self.source.labelled:
                 columns["label"] = torch.full_like(index, self.source.takes[number].label)
             whole = torch.full_like(index, take.frames), torch.full_like(index, len(take.tables))
-            for name, view in self.views.items():
-                drawn = view.draw(self.seed, self.epoch, index, frame=frame, frames=whole[0], cameras=whole[1])
-                if self.camera is not None:
-                    drawn[:, PARAMETERS.index("camera")] = self.camera
-                columns[name] = looked_at(self.source, number, view, drawn, self.data)
-                columns[f"{name}.parameters"] = drawn
+            drawn = {
+                name: view.draw(self.seed, self.epoch, index, frame=frame, frames=whole[0], cameras=whole[1])
+                for name, view in self.views.items()
+            }
+            if self.camera is not None:
+                for some in drawn.values():
+                    some[:, PARAMETERS.index("camera")] = self.camera
+            columns |= looked_at(self.source, number, self.views, drawn, self.data)
+            columns |= {f"{name}.parameters": some for name, some in drawn.items()}
             if self.data.pose:
                 columns["pose"] = poses(self.source, number, columns[f"{next(iter(self.views))}.parameters"], self.data)
             for name, column in columns.items():

@@ -45,7 +45,7 @@ def multiview_h36m() -> Recipe:
 
 
 def multiview_poses() -> Recipe:
-    """On synthetic takes of an articulated body, ResNet-18 with its usual stem at 64 pixels; for a laptop.
+    """On synthetic takes of an articulated body, ResNet-18 with its usual stem at 48 pixels; for a laptop.
 
         python -m pipelines data poses --to data/poses
         python -m pipelines pretrain multiview_poses --data.train data/poses/train-00000.parquet \\
@@ -57,7 +57,7 @@ def multiview_poses() -> Recipe:
     return multiview_h36m().with_(
         backbone="resnet18:large",
         data={"size": 96},
-        views={role: view for role, view in _views(64).items()},
+        views={role: view for role, view in _views(48).items()},
         optimizers={"model": {"lr": 5e-4, "final_lr": 5e-7}},
         epochs=20,
         batch_size=32,

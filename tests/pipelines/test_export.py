@@ -22,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.evaluate import Options, subject
 from pipelines.export import FORMATS, export, read_torchscript, torchscript
 from pipelines.recipes.sce import sce_cifar10
+from pipelines.recipes.temporal import temporal_motions
 from pipelines.sources import Data
 from pipelines.storage import Checkpoints, open_folder
 
@@ -104,6 +105,23 @@ def test_other_backbones(name, tmp_path):
     original = run_folder(tmp_path / "run", name)
     network = outside(export(str(tmp_path / "run"), str(tmp_path / "b.pt")))
     assert torch.equal(features(network, images(3)), features(original, images(3)))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".onnx"])
+def test_backbones_of_clips(suffix, tmp_path):
+    """C3D takes clips of the length and size that it was trained on."""
+    recipe = temporal_motions()
+    run = open_folder(str(tmp_path / "run"))
+    run.write("recipe.json", recipe.to_json().encode())
+    run.write("run.json", json.dumps({"found": {"rows": 1, "classes": None}}).encode())
+    method = recipe.build(recipe.facts(1, None))
+    Checkpoints(run / "checkpoints").save(5, {"method": method.state_dict(), "step": 5, "steps_per_epoch": 5})
+    path = export(str(tmp_path / "run"), str(tmp_path / f"backbone{suffix}"))
+    clips = torch.randint(0, 256, (3, 16, 3, 32, 32), dtype=torch.uint8)
+    found, wanted = outside(path)(clips), features(method.backbone.eval(), clips)
+    assert found.shape == (3, 512) and (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    if suffix == ".pt":
+        assert read_torchscript(path).image == (16, 3, 32, 32)
 
 
 def test_says_what_was_written(run, tmp_path, capsys):
