@@ -93,7 +93,7 @@ def table(encoded: bytes) -> Table:
                 f"{size[1]} x {size[0]} pixels are more than {MOST_PIXELS}: taken for a decompression bomb"
             )
         packets = _demuxed(container, stream)
-        if not packets:
+        if not any(p.size for p in packets):
             raise ValueError("a video of no frames")
         clock = np.array([i if p.dts is None else p.dts for i, p in enumerate(packets)], np.int64)
         if all(p.pts is not None for p in packets):
@@ -105,7 +105,8 @@ def table(encoded: bytes) -> Table:
         spare = ~full | np.array([p.is_disposable for p in packets], bool)
         order: np.ndarray | None = np.arange(len(packets))  # (P,): ascending as the packets' frames are shown
         if codec.name == "mpeg4":
-            order, shown, key = _mpeg4([bytes(p) for p in packets], context.extradata or b"")
+            order, pictured, key = _mpeg4([bytes(p) for p in packets], context.extradata or b"")
+            shown, spare = shown & pictured, ~full
         elif not codec.reorder:
             spare |= key.all()
             if codec.name == "vp8":

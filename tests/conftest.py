@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,20 +32,6 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     """(H, W, 3) uint8 -> bytes of a file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def encoded_video(frames: np.ndarray, codec: str = "mpeg4", kind: str = "avi", **options: str) -> bytes:
-    """(T, H, W, 3) uint8 -> bytes of a file of 25 frames a second."""
-    import av
-
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=kind) as container:
-        stream: Any = container.add_stream(codec, 25, options=options)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
-        container.mux(stream.encode(None))
     return buffer.getvalue()
 
 

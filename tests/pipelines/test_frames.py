@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded_video, moving
+from conftest import moving
+from videos import encoded_video
 
 from pipelines.__main__ import main
 from pipelines.errors import UserError

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded_video, moving
+from conftest import moving
 from test_pretrain import assert_equal, checkpoints_of, final, killer, run
+from videos import encoded_video
 
 from methods import multiview, temporal
 from methods.clips import ClipView
