@@ -41,8 +41,12 @@ class ClipView:
     """A kappa for every clip, which the length may lower too (transfer: 2). None: drawn."""
     still: bool = False
     """The first frame of the clip, T times: what is left of a video without its motion (section 5.3)."""
+    whole: bool = False
+    """A video shorter than the clip is left out, where it would else repeat its last frame."""
     flip: float = 0.5
     """Probability; one draw for all clips of a video."""
+    central: bool = False
+    """The crop is the central one, with `crop_scale` None."""
     crop_scale: tuple[float, float] | None = None
     """Range of the crop's area as a share of the frame's; it is then resized. None: S x S pixels, cut out."""
     jitter: float = 0.0
@@ -65,7 +69,18 @@ class ClipView:
         for name, holds, rule in rules:
             if not holds:
                 raise ValueError(f"views.{self.name}.{name} is {rule}, got {getattr(self, name)}")
+        if self.central and self.crop_scale is not None:
+            raise ValueError(f"views.{self.name}.central is of crops that are cut out: leave crop_scale None")
         self._spatial((self.size, self.size))  # the rest is checked there
+
+    @property
+    def least_frames(self) -> int:
+        """That a video needs."""
+        return self.frames if self.whole else 1
+
+    def plain(self) -> "ClipView":
+        """The same clips' central squares, as they are: for evaluation."""
+        return replace(self, flip=0.0, central=True, crop_scale=None, jitter=0.0, grayscale=0.0)
 
     @property
     def width(self) -> int:
@@ -129,6 +144,8 @@ class ClipView:
         flip = parts.draw(seed, epoch, index, "clip/flip", 1)[:, 0] < self.flip
         placed = spatial.draw(seed, epoch, index, aspect=shape[1] / shape[0])
         placed[:, FLIP] = flip.float()
+        if self.central:
+            placed[:, :2] = 0.5
         if self._coloured:
             geometry = PARAMETERS.index("jitter")  # centre, scale, ratio and flip come before it
             each = [replace(spatial, name=f"{self.name}_{t}") for t in range(self.frames)]

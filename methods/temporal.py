@@ -295,6 +295,11 @@ class Temporal(Method):
         frames = torch.arange(COLUMNS, device=clips.device) * clips.shape[2] // COLUMNS
         return {"clips": clips[:, :, frames].flatten(0, 2)}
 
+    def score(self, images: Tensor) -> Tensor:
+        """The highest of the logits of clips (B, T, C, H, W): of their motion, or where it is not learned of speed."""
+        motion, speed = self.head(self.backbone(images)).float().split(self.widths, dim=1)
+        return (motion if motion.shape[1] else speed).amax(1)
+
 
 def speed_type(batch: Batch, kind: str = "speed") -> Tensor:
     """kappa of the clips of a kind, int64 (B,)."""
@@ -318,11 +323,6 @@ def check_views(config: Config, facts: Facts) -> None:
         )
     if config.speed_loss and not all(facts.views[view][1] for view in views):
         raise ValueError("temporal takes the speed type from column 0 of each view's parameters, and one has none")
-
-    def score(self, images: Tensor) -> Tensor:
-        """The highest of the logits of clips (B, T, C, H, W): of their motion, or where it is not learned of speed."""
-        motion, speed = self.head(self.backbone(images)).float().split(self.widths, dim=1)
-        return (motion if motion.shape[1] else speed).amax(1)
 
 
 METHOD = Temporal

@@ -101,12 +101,16 @@ class InspectVideos:
 
     source: Source
     data: Data
+    views: Mapping[str, ClipView]
 
     def __call__(self, pieces: "list[Piece]") -> dict[str, np.ndarray]:
         bad: list[Bad] = []
         good = []
+        least = max((view.least_frames for view in self.views.values()), default=1)
         for video in videos(self.source, pieces, bad):
             try:
+                if len(video.table) < least:
+                    raise ValueError(f"{len(video.table)} frames, and {least} are needed")
                 decode(video.encoded, video.table, ends(video.table), 16, 16)
                 good.append(video)
             except ValueError as error:

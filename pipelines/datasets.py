@@ -88,6 +88,8 @@ class DatasetOptions:
     least_motion: float = 0.0
     """h36m, train: frames in which no joint is so many mm from where the last kept frame had it are left out, and
     the videos encoded anew. 0: all frames are kept, and the files' bytes."""
+    subjects: tuple[str, ...] = ()
+    """h36m: these alone, as S1 (labels of one subject, Table 6.1 of the thesis). Empty: all of a split."""
     seed: int = 0
     """shapes, motions, poses: of what is drawn. Sets sorted by class: of the order of rows."""
 
@@ -518,7 +520,12 @@ def _takes(split: str, options: DatasetOptions) -> Split:
 
 def _h36m(split: str, options: DatasetOptions) -> Split:
     root = _given(options, "the folder that holds S1/Videos, S1/Poses, ... and cameras.toml")
-    subjects = video_datasets.h36m(root, split, options.allow_missing)
+    if unknown := set(options.subjects) - {name for names in video_datasets.H36M.values() for name in names}:
+        raise UserError(f"h36m has no subject {min(unknown)}")
+    found = video_datasets.h36m(root, split, options.allow_missing)
+    subjects = [subject for subject in found if not options.subjects or subject.name in options.subjects]
+    if not subjects:
+        raise UserError(f"--subjects {' '.join(options.subjects)} leaves none of the split {split}: give --split")
     least = options.least_motion if split == "train" else 0.0
     examples = video_datasets.h36m_rows(root, subjects, options.slack, least, options.allow_missing)
     rows = sum(len(views) for subject in subjects for views in subject.takes.values())

@@ -261,8 +261,10 @@ class Ready:
     def class_names(self) -> tuple[str, ...] | None:
         return self.sources[0].class_names or self.sources[1].class_names
 
-    def labelled(self) -> None:
-        if self.classes is None or min(self.train.label.min(), self.test.label.min()) < 0:
+    def labelled(self, *parts: Part) -> None:
+        """Raises UserError where a sample of these parts, or of both, has no label."""
+        found = [getattr(self, part).label for part in parts or get_args(Part)]
+        if self.classes is None or min(label.min() for label in found) < 0:
             raise UserError(
                 "this protocol needs a label for each image: give --data.label, or choose tsne or retrieval"
             )
@@ -280,8 +282,8 @@ def run_knn(ready: Ready, of: str) -> Result:
 
 def run_linear(ready: Ready, of: str) -> Result:
     """Linear classifier by SGD on frozen features."""
-    ready.labelled()
     config, groups = ready.options.linear, ready.options.groups
+    ready.labelled(*(("train",) if groups else ()))
     if of == "trained" and config.augment != "none" and not groups:
         return transfer.linear_with_views(ready), {}
     if of == "raw_pixels" and not config.search:  # the rate was chosen for features: pixels get the best of three
@@ -370,6 +372,13 @@ ON_RUN: Mapping[str, Protocol] = {
     "gaps": run_gaps,
 }
 """Neither features nor a cluster."""
+OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
+    "synchronization": ("timing", "task"),
+    "before_after": ("timing", "task"),
+    "pose": ("posing",),
+    "active_pixels": ("pictures",),
+}
+"""The fields of `Options` that a protocol looks at, where it is not the one of its own name."""
 PROTOCOLS: Mapping[str, Protocol] = {**ON_FEATURES, **TRAINED, **ON_RUN}
 """And those of pipelines.generate, which stand on what a generator makes."""
 
@@ -549,13 +558,19 @@ def measure(name: str, ready: Ready, figures: dict[str, Any], known: dict[str, A
         known: figures of baselines by what they depend on; those of a dataset are computed once, for all runs.
     """
     it, options = ready.subject, ready.options
-    settings: dict[str, Any] = dataclasses.asdict(getattr(options, name)) if hasattr(options, name) else {}
+    settings: dict[str, Any] = {}
+    for field_ in OPTIONS_OF.get(name, (name,)):
+        settings |= dataclasses.asdict(getattr(options, field_)) if hasattr(options, field_) else {}
     settings |= {"size": ready.size, "seed": options.seed}
     if options.data.media == "video":
-        settings |= {"clips": dataclasses.asdict(options.clips), "frames": it.frames, "groups": options.groups}
+        settings |= {"clips": dataclasses.asdict(options.clips), "frames": it.frames}
+    if name == "pose" and it.recipe is not None:  # what it resolves `posing.background` by
+        settings |= {"backgrounds": sorted({view.background for view in it.recipe.views_used.values()})}
+    grouped = name == "linear" and options.groups != ""
+    settings |= {"groups": options.groups} if grouped else {}
     if name not in ON_RUN:
         features = name in ON_FEATURES
-        for part in get_args(Part):
+        for part in get_args(Part)[: 1 if grouped else 2]:
             count = len(getattr(ready, part).index if features else ready.wanted(part))
             settings |= {part: getattr(options.data, part), f"{part}_images": count}
     for of in compared(name, ready):
@@ -597,6 +612,11 @@ def print_task(figures: Mapping[str, Any]) -> None:
         Console().print(f"{name:24}", *(f"{cell:,}" if isinstance(cell, int) else f"{cell:8.4f}" for cell in row))
 
 
+SHOWN = ("top", "precision", "balanced", "accuracy", "mae", "mpjpe", "nmpjpe", "pmpjpe", "low", "high")
+AS_THEY_ARE = ("mae", "mpjpe", "nmpjpe", "pmpjpe")
+"""Frames and millimetres; all other figures are fractions, shown as percents."""
+
+
 def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -> None:
     table = Table("protocol", "figure", "this run", "random init", "raw pixels")
     for name in protocols:
@@ -604,14 +624,17 @@ def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -
         if name == "task":
             print_task(figures[name])
             continue
-        shown = layers or [key for key in figures[name] if key.startswith(("top", "precision"))]
+        if name == "gaps":
+            print_task({f"{gap} frames": found["accuracy"] for gap, found in figures[name].items()})
+        shown = layers or [key for key in figures[name] if key.startswith(SHOWN)]
         for key in shown:
+            unit = 1 if key in AS_THEY_ARE else 100
             cells = [figures, figures.get("random_init", {}), figures.get("raw_pixels", {})]
             values = [cell.get(name, {}).get(key) for cell in cells]
-            table.add_row(name, key, *("-" if value is None else f"{100 * value:.2f}" for value in values))
+            table.add_row(name, key, *("-" if value is None else f"{unit * value:.2f}" for value in values))
         if name in ("tsne", "retrieval"):
             table.add_row(name, "picture", f"{it.prefix}{name}.png", "_random_init", "_raw_pixels")
-        elif name in ON_RUN:
+        elif name in ON_RUN or name == "pose":
             table.add_row(name, "picture", f"{it.prefix}{name}{'_*' if name == 'pictures' else ''}.png", "-", "-")
     if table.rows:
         Console().print(table)

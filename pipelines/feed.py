@@ -139,14 +139,14 @@ class Piece:
 def epoch_plan(source: Source, usable: np.ndarray, share: Share, seed: int, epoch: int) -> list[Piece]:
     """The pieces of this rank, in the order in which it reads them.
 
-    Units (row groups; of a folder, whose files can be read in any order and are often sorted by class, runs of 16)
-    are taken in an order drawn from (seed, epoch); their usable rows, in a line, are cut to whole global batches and
-    into one equal length for each rank.
+    Units (row groups; of a folder, whose files can be read in any order and are often sorted by class, runs of 16; of
+    takes, whose moments resemble each other, runs of 64) are taken in an order drawn from (seed, epoch); their usable
+    rows, in a line, are cut to whole global batches and into one equal length for each rank.
 
     Args:
         usable: int64, ascending dataset indices that may be used.
     """
-    unit = 16 if source.kind == "folder" else source.rows
+    unit = 64 if source.media == "take" else 16 if source.kind == "folder" else source.rows
     units = [
         (g, at, min(at + unit, group.rows))
         for g, group in enumerate(source.groups)
@@ -292,7 +292,7 @@ def inspection_of(source: Source, data: Data, keep: bool, views: Views) -> Stage
     """What looks through pieces: columns `index`, `label`, `bad` (a broken row's place and the reason, else empty), and
     of images, if kept, `image`."""
     if source.media == "video":
-        return InspectVideos(source, data)
+        return InspectVideos(source, data, views)
     if source.media == "take":
         return InspectTakes(source, data, views)
     return Decode(source, data.size, keep)

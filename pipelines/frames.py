@@ -144,9 +144,13 @@ def stored(encoded: bytes | None, *, size: int, width: int | None, raw: bool, qu
 
 def replaced(columns: pa.Table, found: list[Stored], options: FrameOptions) -> pa.Table:
     """The rows with their new videos, frame numbers and boxes."""
+    frames = [one.frames for one in found]
+    if "num_frames" in columns.column_names:  # of takes: what all cameras have
+        before = columns["num_frames"].to_pylist()
+        frames = [n if old is None else min(old, n) for old, n in zip(before, frames, strict=True)]
     new = {
         "video": pa.array([one.encoded for one in found], pa.binary()),
-        "num_frames": pa.array([one.frames for one in found], pa.int32()),
+        "num_frames": pa.array(frames, pa.int32()),
     }
     if "box" in columns.column_names:
         boxes = zip(columns["box"].to_pylist(), found, strict=True)
@@ -168,7 +172,8 @@ def scaled(box: list[float] | None, shape: tuple[int, int], options: FrameOption
 
 def scaled_boxes(boxes: np.ndarray, shape: tuple[int, int], to: tuple[int, int | None]) -> np.ndarray:
     """Boxes (n, 3) in pixels of frames of `shape` (H, W) -> in those of frames resized to `to`: (H, W), or (S, None),
-    the central square. Where the sides' ratio changes, a box keeps its share of the area."""
+    the central square. Where the sides' ratio changes, a box keeps its share of the area. Frames that a display matrix
+    turns are not meant: their boxes would have to be turned too."""
     height, width = shape
     x, y, side = boxes.T
     if to[1] is None:

@@ -10,7 +10,7 @@ from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
 from methods.metrics.projection import scatter_figure, tsne
-from methods.metrics.retrieval import clip_retrieval_figure, neighbours, retrieval_figure, topk_retrieval
+from methods.metrics.retrieval import clip_retrieval_figure, neighbours, retrieval_figure, standardized, topk_retrieval
 from methods.metrics.visual import active_pixels_figure, first_filters, grad_cam, guided_backpropagation, overlaid
 from pipelines.errors import UserError
 
@@ -63,11 +63,12 @@ def run_tsne(ready: "Ready", of: str) -> Result:
 def run_retrieval(ready: "Ready", of: str) -> Result:
     """Picture of test queries with their nearest training images; precision of all queries at k, of videos top-k."""
     options = ready.options.retrieval
-    index, similarity = neighbours(ready.test.of[of], ready.train.of[of], k=options.k)  # (M, k)
+    videos = ready.options.data.media == "video"
+    features = ready.test.of[of], ready.train.of[of]
+    index, similarity = neighbours(*(standardized(*features) if videos else features), k=options.k)  # (M, k)
     labelled = ready.classes is not None
     labels = ready.train.label[index]
     rows = spaced(len(index), options.queries)
-    videos = ready.options.data.media == "video"
     figure = (clip_retrieval_figure if videos else retrieval_figure)(
         ready.images("test", ready.test.index[rows]),
         torch.stack([ready.images("train", ready.train.index[index[row]]) for row in rows]),
@@ -80,8 +81,7 @@ def run_retrieval(ready: "Ready", of: str) -> Result:
     if labelled:
         figures["precision"] = (labels == ready.test.label[:, None]).double().mean().item()
     if labelled and videos:
-        queries = ready.test.of[of], ready.test.label
-        figures |= topk_retrieval(*queries, ready.train.of[of], ready.train.label)
+        figures |= topk_retrieval(features[0], ready.test.label, features[1], ready.train.label)
     return figures, {"": png(figure)}
 
 

@@ -37,7 +37,7 @@ class Posing:
     frozen: int = 3
     """Stages of the backbone, from the first on, that stay as they were pretrained, with the stem."""
     background: Background | None = None
-    """What becomes of it. None: as in pretraining."""
+    """What becomes of it. None: removed, or kept, as in pretraining; where it was substituted removed."""
     every: int = 1
     """Each so many-th test moment is evaluated (Human3.6M: 64)."""
     pictures: int = 6
@@ -63,18 +63,17 @@ def run_pose(ready: "Ready", of: str) -> Result:
         role="anchor",
         cameras="one",
         flip=0.5,
-        background=chosen.background or views[0].background,
+        background=chosen.background or ("keep" if views[0].background == "keep" else "remove"),
     )
     targets, mirror = labelled(ready, view)
     mean, std = pose.normalization(targets)
     config = pose.Config(joints=targets.shape[1], mirror=mirror, mean=mean, std=std, frozen=chosen.frozen)
     recipe = derived(ready, it.recipe, config, {"image": view}, chosen)
     method = built(ready, recipe, weights_after(ready, "pose", of, recipe)).eval()
-    images, predicted, true = estimated(ready, method, view.plain())
-    figures: dict[str, Any] = {**pose.errors(predicted, true), "labels": len(targets), "images": len(images)}
-    rows = spaced(len(images), chosen.pictures)
+    images, rows, predicted, true = estimated(ready, method, view.plain())
+    figures: dict[str, Any] = {**pose.errors(predicted, true), "labels": len(targets), "images": len(true)}
     stored = read_take(ready.source("test"), 0, ready.options.data.pose)
-    figure = skeleton_figure(images[rows], predicted[rows], true[rows], stored.parents, names=stored.joints)
+    figure = skeleton_figure(images, predicted[rows], true[rows], stored.parents, names=stored.joints)
     return figures, {"": png(figure)}
 
 
@@ -105,19 +104,24 @@ def moments(ready: "Ready", part: "Part", view: TakeView, every: int) -> list[tu
 
 
 @torch.no_grad()
-def estimated(ready: "Ready", method: pose.Pose, view: TakeView) -> tuple[Tensor, Tensor, Tensor]:
-    """Images uint8 (N, C, S, S), predicted and true joints (N, J, 3) of the test moments, each camera's in turn."""
+def estimated(ready: "Ready", method: pose.Pose, view: TakeView) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Predicted and true joints (N, J, 3) of the test moments, each camera's in turn; before them the images of a
+    picture, uint8 (n, C, S, S), and which of the N they are."""
     source, data = ready.source("test"), ready.options.data
     images, predicted, true = [], [], []
-    for number, good in moments(ready, "test", view, ready.options.posing.every):
+    there = moments(ready, "test", view, ready.options.posing.every)
+    count = sum(len(good) * len(source.takes[number].cameras) for number, good in there)
+    rows, done = spaced(count, ready.options.posing.pictures), 0
+    for number, good in there:
         for camera in range(len(source.takes[number].cameras)):
             stage = MakeMoments(source, data, {"image": view}, ready.options.seed, 0, camera)
-            for rows in np.array_split(good, -(-len(good) // 64)):
-                batch = stage([Piece(number, rows)])
+            for some in np.array_split(good, -(-len(good) // 64)):
+                batch = stage([Piece(number, some)])
                 seen = torch.from_numpy(batch["image"])
-                images.append(seen)
+                images.append(seen[rows[(rows >= done) & (rows < done + len(seen))] - done])
+                done += len(seen)
                 predicted.append(method.predict(seen))
                 true.append(pose.centred_camera(torch.from_numpy(batch["pose"])))
     if not images:
         raise UserError("there is no test moment whose joints are known: give --data.pose, or other takes")
-    return torch.cat(images), torch.cat(predicted), torch.cat(true)
+    return torch.cat(images), rows, torch.cat(predicted), torch.cat(true)

@@ -608,6 +608,8 @@ def _scenes(filesystem: str, path: str, data: Data) -> list[_Scene]:
             for name, cameras in by_take.items():
                 places = [cameras[camera] for camera in sorted(cameras)]
                 label = rows[places[0]].get(data.label)
+                if isinstance(label, str):
+                    raise UserError(f"{path}: labels of takes are integers, and {data.label} holds {label!r}")
                 take = Take(name, tuple(sorted(cameras)), tuple(places), -1 if label is None else int(label))
                 if counted:
                     moments = max(rows[at]["num_frames"] or 0 for at in places)
@@ -655,8 +657,11 @@ def read_take(source: Source, number: int, pose: str = "") -> Cameras:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{group.path} cannot be read (part {group.part}): {_brief(error)}") from error
 
-    if pose and not joints:
-        raise UserError(f"{group.path} does not name its joints (joint_names in the schema's metadata)")
+    if pose and not (joints and b"joint_mirror" in metadata):
+        raise UserError(
+            f"{group.path} does not say what its joints are: joint_names, joint_parents and joint_mirror (which joint "
+            "each becomes in a mirror) stand in the schema's metadata, as JSON"
+        )
 
     def arrays(name: str, *shape: int) -> list[np.ndarray | None]:
         values = rows.get(name) or [None] * len(take.rows)

@@ -36,9 +36,15 @@ class Opened(NamedTuple):
     tables: list[Table]
 
     @property
+    def each(self) -> list[int]:
+        """Of each camera, moments at which it has a frame, and where they are known a box and joints."""
+        columns = zip(self.tables, self.stored.box, self.stored.pose, strict=True)
+        return [min(len(some) for some in of if some is not None) for of in columns]
+
+    @property
     def frames(self) -> int:
-        """Moments at which every camera has a frame."""
-        return min(len(some) for some in self.tables)
+        """Moments at which every camera has them."""
+        return min(self.each)
 
 
 @lru_cache(maxsize=4)
@@ -167,6 +173,7 @@ class MakeMoments:
             if self.camera is not None:
                 for some in drawn.values():
                     some[:, PARAMETERS.index("camera")] = self.camera
+                    some[:, PARAMETERS.index("substitute")] = (self.camera + 1) % len(take.tables)
             columns |= looked_at(self.source, number, self.views, drawn, self.data)
             columns |= {f"{name}.parameters": some for name, some in drawn.items()}
             if self.data.pose:
@@ -214,12 +221,16 @@ class InspectTakes:
             return f"it has {len(names)} camera(s) ({', '.join(names)}), and {needed} are needed", each
         if take.frames < max((view.least_frames for view in self.views.values()), default=1):
             return f"it has {take.frames} frame(s)", each
-        shortest = min(range(len(names)), key=lambda c: len(take.tables[c]))
+        shortest = take.each.index(take.frames)
         each[take.frames :] = [f"camera {names[shortest]} ends at frame {take.frames}"] * (rows - take.frames)
-        if self.data.pose:
-            for name, joints in zip(names, take.stored.pose, strict=True):
-                if joints is None or len(joints) < take.frames:
-                    return f"camera {name} has joints for {0 if joints is None else len(joints)} frames", each
+        for name, joints, box in zip(names, take.stored.pose, take.stored.box, strict=True):
+            if self.data.pose and joints is None:
+                return f"camera {name} has no joints", each
+            if joints is not None:
                 for frame in np.flatnonzero(~np.isfinite(joints[: take.frames]).all((1, 2))).tolist():
                     each[frame] = f"camera {name}: a joint is not finite"
+            if box is not None:
+                fine = np.isfinite(box[: take.frames]).all(1) & (box[: take.frames, 2] > 0)
+                for frame in np.flatnonzero(~fine).tolist():
+                    each[frame] = f"camera {name}: the box is not finite, or empty"
         return "", each

@@ -79,6 +79,8 @@ def own_task(ready: "Ready", method: Method, clock: Clock, views: Views) -> dict
         raise UserError(f"{type(method).__name__} has no figures of its own task: choose other protocols")
     out: dict[str, Any] = {name: (total / count).tolist() for name, total in figures.items()}
     of, frames = torch.cat(index), torch.cat(length)
+    if ready.options.data.media == "take":  # whose moments are not independent
+        of = torch.bucketize(of, torch.tensor([group.first for group in ready.source("test").groups]), right=True)
     for name, parts in said.items():
         out[f"{name}_balanced"] = balanced(Answers.joined(parts), of, frames, chosen.level)
     return {NOUNS[ready.options.data.media]: count, **out}
@@ -127,12 +129,16 @@ def run_pictures(ready: "Ready", of: str) -> Result:
 class Gaps:
     """Of the protocol `gaps`: synchronization of pairs by the time between them (S. Jenni's thesis, Figure 6.4)."""
 
-    frames: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
-    """Time gaps, in frames; those that no take is long enough for are left out."""
+    frames: tuple[int, ...] = (8, 16, 32, 64, 128)
+    """Time gaps, in frames; those that no take is long enough for are left out. The figure's are not printed."""
+    less: int = 7
+    """The gap of a pair is drawn from this much below (Figure 6.4: from [gap - 7, gap + 8])..."""
+    more: int = 8
+    """... to this much above."""
 
     def __post_init__(self) -> None:
-        if not self.frames or min(self.frames) < 1:
-            raise ValueError(f"gaps.frames are at least 1, got {self.frames}")
+        if not self.frames or min(self.frames) - self.less < 1 or min(self.less, self.more) < 0:
+            raise ValueError(f"gaps.frames less gaps.less are at least 1, and both and gaps.more 0 or more; got {self}")
 
 
 def run_gaps(ready: "Ready", of: str) -> Result:
@@ -143,12 +149,14 @@ def run_gaps(ready: "Ready", of: str) -> Result:
         raise UserError("gaps is for runs that learn synchronization from takes, as multiview's")
     method, column = it.method.eval(), PARAMETERS.index("frame")
     figures: dict[str, Any] = {}
-    for gap in ready.options.gaps.frames:
-        exact = {n: replace(view.plain(), least_gap=gap - 1, greatest_gap=gap + 1) for n, view in views.items()}
+    chosen = ready.options.gaps
+    for gap in chosen.frames:
+        least, most = gap - chosen.less, gap + chosen.more
+        exact = {n: replace(view.plain(), least_gap=least - 1, greatest_gap=most + 1) for n, view in views.items()}
         found = []
         for _, batch in batches(ready, exact):
             first, second = (batch[f"{name}.parameters"][:, column] for name in ("anchor", "unsynchronized"))
-            apart = (first - second).abs() == gap
+            apart = ((first - second).abs() >= least) & ((first - second).abs() <= most)
             answers = method.answers(batch, it.clock)["synchronized"]
             found.append((answers.said == answers.true)[apart].float())
         right = torch.cat(found)  # (N, 2): of the synchronized pair, and of the other

@@ -353,10 +353,10 @@ def timing_task(ready: "Ready", of: str, task: "timing.Task") -> dict[str, Any]:
         norm_momentum=chosen.norm_momentum,
         freeze_backbone=chosen.freeze,
     )
-    views = {"clip": ClipView("clip", size=ready.size, frames=config.span, speed=0)}
-    recipe = derived(ready, it.recipe, config, views, chosen)
+    view = ClipView("clip", size=ready.size, frames=config.span, speed=0, whole=True)
+    recipe = derived(ready, it.recipe, config, {"clip": view}, chosen)
     method = built(ready, recipe, weights_after(ready, task, of, recipe)).eval()
-    return own_task(ready, method, Clock(0, 1, 1, 0, ready.options.seed), recipe.views)
+    return own_task(ready, method, Clock(0, 1, 1, 0, ready.options.seed), {"clip": view.plain()})
 
 
 def write_start(ready: "Ready", of: str, recipe: Recipe, rescaling: Finetune | None, folder: Folder) -> None:

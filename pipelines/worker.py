@@ -26,7 +26,7 @@ from pipelines.sources import Source
 from pipelines.storage import Checkpoints, Folder, open_folder
 
 WINDOW = 4096  # rows that the stream feed mixes with one another, at most
-WINDOW_BYTES = 2**28  # of their views
+WINDOW_BYTES = 2**28  # of their views, where they are of videos or takes
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,7 @@ def rank_loop(task: Task) -> None:
 def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
     recipe, place = task.recipe, task.place
     if place.feed == "stream":
+        most = WINDOW if recipe.data.media == "image" else max(1, WINDOW_BYTES // bytes_of(recipe.views_used))
         return StreamFeed(
             task.source,
             recipe.data,
@@ -205,7 +206,7 @@ def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
             recipe.views_used,
             seed=recipe.seed,
             share=share,
-            window=min(WINDOW, max(1, WINDOW_BYTES // bytes_of(recipe.views_used))),
+            window=min(WINDOW, most),
             views_on_data=place.views_on == "data",
             cpus=place.data_cpus,
             task_cpus=place.task_cpus,

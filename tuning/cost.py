@@ -14,8 +14,16 @@ IMAGES: Mapping[str, int] = {
     "imagenet100": 127_000,
     "imagenet": 1_281_167,
     "celeba": 162_770,
+    "ucf101": 9_537,
+    "kinetics": 390_000,
+    "motions": 600,
+    "small": 600,
+    "h36m": 290_000,
+    "poses": 2_560,
 }
-"""Training images by dataset: of STL-10 the unlabelled ones, of ImageNet-100 about."""
+"""Training images by dataset: of STL-10 the unlabelled ones, of ImageNet-100 about. Videos of UCF101's train split 1
+and, about, of Kinetics-600; moments of Human3.6M as in `multiview_h36m`, about. `motions`, `poses`: as `python -m
+pipelines data` makes them; `small`, clips of one's own, as many as `motions`."""
 RATES: Mapping[tuple[str, int], float] = {
     ("resnet20", 32): 263.2,
     ("resnet20", 64): 90.9,
@@ -41,6 +49,19 @@ OTHERS: Mapping[tuple[str, Profile], float] = {
 """Images/s of other methods' steps, by recipe and profile, on `MACHINE`: measured by `python -m pipelines bench recipe
 NAME` with the profile's fields (of the largest set of tasks, of the default noise), `smoke` as `small`. `dfgan_celeba`
 has the networks of `dfgan_stl10`."""
+CLIPS: Mapping[tuple[str, int], float] = {
+    ("c3d:small", 32): 132.0,
+    ("c3d:small", 48): 61.0,
+    ("resnet3d18", 32): 13.6,
+    ("r2plus1d18", 32): 4.4,
+    ("c3d", 112): 1.4,
+    ("resnet3d18", 112): 2.3,
+    ("r2plus1d18", 112): 0.28,
+}
+"""Clips/s by backbone and pixels, of 16 frames, of the step of `temporal` with all four kinds on `MACHINE`, reading
+excluded: twice what a second of one core's CPU time brought."""
+MOMENTS: Mapping[tuple[str, int], float] = {("resnet18:large", 48): 29.0, ("resnet18", 224): 3.4}
+"""Moments/s of the step of `multiview`, likewise."""
 STARTS = 40.0
 """Seconds a trial for the start of its processes and its evaluation, on `MACHINE`: `smoke` sweeps of ReSSL's Table 1
 and SCE's Table 6, which hardly train, took 35 and 51."""
@@ -54,8 +75,8 @@ def images(recipe: Recipe, dataset: str) -> int:
 def hours(grid: Grid, profile: Profile) -> float | None:
     """Of all trials of a profile, one seed, on `MACHINE`; None where a network was not measured.
 
-    A symmetric loss counts twice: each view passes both networks. What trials start from is not counted, and of the
-    evaluation only what `STARTS` covers.
+    A symmetric loss counts twice: each view passes both networks; a video counts as often as it gives clips. What
+    trials start from is not counted, and of the evaluation only what `STARTS` covers.
     """
     total = 0.0
     for cell in {grid.trial(cell): cell for cell in grid.cells(profile)}.values():
@@ -65,7 +86,10 @@ def hours(grid: Grid, profile: Profile) -> float | None:
         dataset = base.rpartition("_")[2]
         pixels = next(iter(recipe.views.values())).size
         passes = 2 if getattr(recipe.method, "symmetric", False) else 1
-        rate = OTHERS.get((base, "small" if profile == "smoke" else profile), RATES.get((recipe.backbone, pixels)))
+        if recipe.data.media == "video":
+            passes = len(recipe.views_used)
+        rates = {"image": RATES, "video": CLIPS, "take": MOMENTS}[recipe.data.media].get((recipe.backbone, pixels))
+        rate = OTHERS.get((base, "small" if profile == "smoke" else profile), rates)
         if rate is None or dataset not in IMAGES:
             return None
         total += (passes * images(recipe, dataset) / rate + STARTS) / 3600

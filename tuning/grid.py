@@ -26,6 +26,24 @@ PROFILES: tuple[Profile, ...] = ("smoke", "small", "paper")
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A figure of `evaluation.json`, as a table prints it."""
+
+    protocol: str
+    figure: str
+    unit: str = "percent"
+    """Of the table. Of percents `evaluation.json` has fractions, of others the figure itself."""
+    less: bool = False
+    """Whether less is better."""
+    of: Literal["run", "random_init"] = "run"
+    """Whether it is the run's, or that of its backbone at random initialization."""
+
+    def printed(self, value: float) -> float:
+        """A value of `evaluation.json` in the table's unit."""
+        return 100 * value if self.unit == "percent" else value
+
+
+@dataclass(frozen=True)
 class Grid:
     """A table of a paper.
 
@@ -60,6 +78,20 @@ class Grid:
     """The axis, if any, that names figures of one trial, and not trials: a layer, a measure."""
     percent: bool = True
     """Whether the figures are percents, where `evaluation.json` has fractions."""
+    measures: Mapping[Label, Measure] = field(default_factory=dict)
+    """By the value of the axis `reads`, in place of `metric` and `percent`: of several protocols or units, or where
+    less is better. Rank correlations are then of each alone."""
+    printed: Mapping[Cell, float | None] = field(default_factory=dict)
+    """What reports show as the paper's alone: others' methods, and what can't be trained here. No profile trains it."""
+    repeats: Mapping[Label, Label] = field(default_factory=dict)
+    """Rows, values of the first axis, that are no trials of their own -> the row whose run is printed once more."""
+    untrained: Mapping[Label, Label] = field(default_factory=dict)
+    """Rows, likewise, that are at random initialization -> the row beside whose run that is evaluated."""
+    labelled: tuple[str, ...] = ()
+    """Options of a sweep, of `labelled` and `labelled_test`, that the profile `paper` needs, as the table's figures are
+    of other data than the pretraining's."""
+    transferred: Callable[..., Any] | None = None
+    """(`pipelines.evaluate.Options` of the profile, profile, value of each axis) -> those of the cell."""
     collapses: bool = True
     """Whether a trial of low feature_std has collapsed, and counts as chance level."""
     first: Callable[..., Recipe] | None = None
@@ -78,8 +110,15 @@ class Grid:
             raise ValueError(f"{self.name}: every axis needs values")
         if self.reads and self.reads not in self.axes:
             raise ValueError(f"{self.name}: it reads {self.reads}, the axes are {', '.join(self.axes)}")
-        for cell in (*self.figures, *self.cited, *self.smoke):
+        for cell in (*self.figures, *self.cited, *self.smoke, *self.printed):
             self.check(cell)
+        if self.measures and set(self.measures) != set(self.axes.get(self.reads, ())):
+            raise ValueError(f"{self.name}: measures are of each value of the axis that it reads")
+        if both := self.figures.keys() & self.printed.keys():
+            raise ValueError(f"{self.name}: {named(min(both, key=str))} is a cell, and not the paper's alone")
+        rows = set(next(iter(self.axes.values())))
+        if unknown := {*self.repeats, *self.repeats.values(), *self.untrained, *self.untrained.values()} - rows:
+            raise ValueError(f"{self.name} has no row {min(map(str, unknown))}")
 
     def check(self, cell: Cell) -> None:
         """Raises ValueError where an axis has not that value."""
@@ -101,13 +140,27 @@ class Grid:
 
     def trial(self, cell: Cell) -> Cell:
         """What is trained for a cell: the same for all figures that are read of one trial."""
-        return tuple(value for value, axis in zip(cell, self.axes, strict=True) if axis != self.reads)
+        return tuple(value for axis, value in self.trained(cell).items() if axis != self.reads)
+
+    def trained(self, cell: Cell) -> dict[str, Label]:
+        """The value of each axis; where a row has no trial of its own, those of the row whose run it stands for."""
+        row = self.repeats.get(cell[0], self.untrained.get(cell[0], cell[0]))
+        return dict(zip(self.axes, (row, *cell[1:]), strict=True))
+
+    def measure(self, cell: Cell) -> Measure:
+        """What this cell shows."""
+        values = dict(zip(self.axes, cell, strict=True))
+        if self.measures:
+            found = self.measures[values[self.reads]]
+        else:
+            protocol, figure = (part.format(**values) for part in self.metric)
+            found = Measure(protocol, figure, unit="percent" if self.percent else "")
+        return replace(found, of="random_init") if cell[0] in self.untrained else found
 
     def measured(self, cell: Cell) -> tuple[str, str]:
         """Protocol and figure of `evaluation.json` that this cell shows."""
-        values = dict(zip(self.axes, cell, strict=True))
-        protocol, figure = (part.format(**values) for part in self.metric)
-        return protocol, figure
+        found = self.measure(cell)
+        return found.protocol, found.figure
 
     def picked(self, text: str) -> list[Cell]:
         """Cells by name, each once: their values with a slash between, cells with a comma.
@@ -119,7 +172,10 @@ class Grid:
         names = {named(cell): cell for cell in self.figures}
         cells = []
         for name in text.split(","):
-            cell = known.get(tuple(_key(value) for value in name.strip().split("/")))
+            values = tuple(_key(value) for value in name.strip().split("/"))
+            cell = known.get(values)
+            if cell is None and values in map(key, self.printed):
+                raise UserError(f"{self.name}: {name.strip()} is the paper's alone, and can't be trained here")
             if cell is None:
                 raise UserError(
                     f"{self.name} has no cell {name.strip()}{nearest(name.strip(), names)} "
@@ -137,7 +193,7 @@ class Grid:
 
     def recipe(self, cell: Cell, profile: Profile) -> Recipe:
         """What a cell trains: the base of the profile, scaled, then with what varies."""
-        values = dict(zip(self.axes, cell, strict=True))
+        values = self.trained(cell)
         return self.derive(self.scaled(self.bases[profile].format(**values), profile), **values)
 
     def scaled(self, recipe: str, profile: Profile) -> Recipe:

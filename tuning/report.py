@@ -2,7 +2,7 @@
 
 A sweep's folder: `sweep.json` (what was asked for), `trials/<cell>-seed<n>/` (each the folder of a run, with
 `outcome.json` when it has ended), and what is made here: `results.csv`, `results.md`, `results.png`, `tensorboard/`.
-Figures are percents, but for FID and inception score.
+Figures are percents, but for FID, inception score and what a grid's measures say.
 """
 
 import io
@@ -41,7 +41,9 @@ class Sweep:
     data: dict[str, Any] = field(default_factory=dict)
     """Fields of the recipes' `data` that were given in place of their own."""
     labelled: str = ""
-    """Training images of the evaluation, where they are others."""
+    """Training data of the evaluation, where it is another."""
+    labelled_test: str = ""
+    """Test data of the evaluation, likewise."""
     extractor: str = ""
     """Of FID and inception score, where one was given."""
 
@@ -138,11 +140,12 @@ def trials_frame(grid: Grid, ended: list[Outcome]) -> pd.DataFrame:
 
 
 def cells_frame(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> pd.DataFrame:
-    """A row a cell: the axes, `protocol`, `ours` (mean over seeds), `deviation`, `trials`, `mark`, `status`, `by`,
-    `paper`, `cited`.
+    """A row a cell: the axes, `protocol`, `ranked`, `ours` (mean over seeds), `deviation`, `trials`, `mark`, `status`,
+    `by`, `paper`, `cited`.
 
-    `deviation` is the sample standard deviation, of two trials at least; `mark` a star where a trial has collapsed;
-    `status` counts what did not finish; `by` is the extractor.
+    Figures of one `ranked` are ranked together: of a protocol, or of one of the grid's measures; those of a run
+    that is printed once more have none. `deviation` is the sample standard deviation, of two trials at least; `mark` a
+    star where a trial has collapsed; `status` counts what did not finish; `by` is the extractor.
     """
     rows = []
     for cell in sweep.cells:
@@ -155,6 +158,7 @@ def cells_frame(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> pd.DataFrame:
             {
                 **dict(zip(grid.axes, cell, strict=True)),
                 "protocol": grid.measured(cell)[0],
+                "ranked": "" if cell[0] in grid.repeats else ranked(grid, cell),
                 "ours": np.mean(figures) if figures else np.nan,
                 "deviation": np.std(figures, ddof=1) if len(figures) > 1 else np.nan,
                 "trials": len(figures),
@@ -166,6 +170,15 @@ def cells_frame(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).astype({"ours": float, "paper": float, "cited": float})
+
+
+def read_of(grid: Grid, cell: Cell) -> Label:
+    """The cell's value of the axis `reads`, if there is one."""
+    return dict(zip(grid.axes, cell, strict=True)).get(grid.reads, "")
+
+
+def ranked(grid: Grid, cell: Cell) -> str:
+    return named((read_of(grid, cell),)) if grid.measures else grid.measured(cell)[0]
 
 
 def rank_correlation(cells: pd.DataFrame) -> float | None:
@@ -189,6 +202,18 @@ def measures(grid: Grid, cells: Iterable[Cell]) -> str:
     return ", ".join(p if figures == [p] else f"{', '.join(figures)} by {p}" for p, figures in found.items())
 
 
+def units(grid: Grid) -> str:
+    """`, in percent`, or `; accuracy in percent, error in frames (less is better)`."""
+    if not grid.measures:
+        return ", in percent" if grid.percent else ""
+    found: dict[str, list[str]] = {}
+    for name, it in grid.measures.items():
+        found.setdefault(f"{it.unit}{' (less is better)' if it.less else ''}", []).append(named((name,)))
+    if len(found) == 1:
+        return f", in {next(iter(found))}"
+    return "; " + ", ".join(f"{', '.join(names)} in {unit}" for unit, names in found.items())
+
+
 def extractors(cells: pd.DataFrame) -> list[str]:
     """Each once; where there are several, the table tells them by number."""
     return [by for by in dict.fromkeys(cells["by"]) if by]
@@ -210,7 +235,7 @@ def columns(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> tuple[list[str], l
     """Head and rows of the table, as text: for the terminal and for `results.md`.
 
     A difference is printed only where the profile is the paper's own setting, and no data but the paths was given; of
-    FID and inception score only by Inception.
+    FID and inception score only by Inception. What is the paper's alone follows the sweep's cells.
     """
     judged = cells[cells["protocol"].isin(list(GENERATIVE)) & cells["ours"].notna()]
     own = sweep.profile == "paper" and sweep.data.keys() <= {"train", "test"}
@@ -218,7 +243,7 @@ def columns(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> tuple[list[str], l
     head = [*grid.axes, "ours", "deviation", "paper" if own else f"paper ({grid.setting})"]
     head += ["difference"] if own else []
     head += ["cited by it"] if cells["cited"].notna().any() else []
-    head += ["status"] if cells["status"].any() else []
+    head += ["status"] if cells["status"].any() or grid.printed else []
     by = extractors(cells)
     head += ["extractor"] if len(by) > 1 else []
     rows = []
@@ -230,19 +255,25 @@ def columns(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> tuple[list[str], l
         line += [row["status"]] if "status" in head else []
         line += [f"({by.index(row['by']) + 1})" if row["by"] else "-"] if "extractor" in head else []
         rows.append(line)
+    for cell, figure in grid.printed.items():
+        told = {"paper": shown(figure), "status": "the paper's alone"}
+        names = [named((value,)) for value in cell]
+        rows.append(names + [told.get(name.partition(" (")[0], "-") for name in head[len(names) :]])
     return head, rows
 
 
 def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
     cells = cells_frame(grid, sweep, ended)
     head, rows = columns(grid, sweep, cells)
-    of_each = {name: shown(rank_correlation(cells[cells["protocol"] == name])) for name in cells["protocol"].unique()}
+    groups = [name for name in cells["ranked"].unique() if name]
+    of_each = {name: shown(rank_correlation(cells[cells["ranked"] == name])) for name in groups}
     rho = ", ".join(f"{name} {value}" if len(of_each) > 1 else value for name, value in of_each.items())
-    unit = ", in percent" if grid.percent else ""
-    once = "linear" in of_each and grid.protocol(sweep.profile).augment == "none"
+    once = (cells["protocol"] == "linear").any() and grid.protocol(sweep.profile).augment == "none"
     fixed = " on features extracted once" if once else ""
-    what = f"{measures(grid, sweep.cells)}{fixed}{unit}"
+    what = f"{measures(grid, sweep.cells)}{fixed}{units(grid)}"
     given = "".join(f", data.{name} {value}" for name, value in sweep.data.items())
+    given += f", evaluated with {sweep.labelled}" if sweep.labelled else ""
+    given += f" and {sweep.labelled_test}" if sweep.labelled_test else ""
     lines = [
         f"# {grid.paper}, {grid.table}: {grid.title}",
         "",
@@ -250,7 +281,7 @@ def markdown(grid: Grid, sweep: Sweep, ended: list[Outcome]) -> str:
         "",
         *("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)),
         "",
-        f"Rank correlation (Spearman) of our column and the paper's: {rho}.",
+        f"Rank correlation (Spearman) of our column and the paper's: {rho or '-'}.",
     ]
     for line in told_extractors(cells):
         lines += ["", line]
@@ -271,8 +302,7 @@ def baseline(grid: Grid, ended: list[Outcome], name: str) -> str:
     found: dict[str, list[float]] = {}
     for outcome in ended:
         if (value := getattr(outcome, name)) is not None:
-            read = dict(zip(grid.axes, outcome.cell, strict=True)).get(grid.reads, "")
-            found.setdefault(named((read,)), []).append(value)
+            found.setdefault(named((read_of(grid, outcome.cell),)), []).append(value)
     spans = {read: dict.fromkeys((shown(min(values)), shown(max(values)))) for read, values in found.items()}
     return ", ".join(f"{read} {' to '.join(span)}".strip() for read, span in spans.items())
 
@@ -284,9 +314,11 @@ def picture(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> Figure:
     """Ours above the paper's: a line over one axis, a heat map over the last two for each value of those before.
 
     Each panel has its own scale: what is compared is the shape. So an axis that names the protocol, FID or inception
-    score, has a panel for each. A star marks cells of which a trial has collapsed.
+    score, or measures of several units, has a panel for each. Of a grid's measures bright is good. A star marks cells
+    of which a trial has collapsed.
     """
-    apart = [axis for axis in grid.axes if f"{{{axis}}}" in grid.metric[0]]
+    apart = [axis for axis in grid.axes if f"{{{axis}}}" in grid.metric[0] and not grid.measures]
+    apart += [grid.reads] if len({it.unit for it in grid.measures.values()}) > 1 else []
     rest = [axis for axis in grid.axes if axis not in apart]
     split, names = apart + rest[:-2], rest[-2:]
     first = list(dict.fromkeys(tuple(row) for row in cells[split].itertuples(index=False)))
@@ -298,12 +330,16 @@ def picture(grid: Grid, sweep: Sweep, cells: pd.DataFrame) -> Figure:
             mine = cells if column == "ours" else cells.assign(mark="")
             for name, value in zip(split, values, strict=True):
                 mine = mine[mine[name] == value]
+            less = bool(grid.measures) and all(
+                it.less for name, it in grid.measures.items() if (mine[grid.reads] == name).any()
+            )
             if len(names) == 1:
                 _line(axis, mine, names[0], column)
             else:
-                _heat(axis, mine, names[0], names[1], column, grid.axes)
+                _heat(axis, mine, names[0], names[1], column, grid.axes, less)
             star = ", * collapsed" if mine["mark"].any() else ""
-            axis.set_title(f"{title}\n{named(values)}{star}" if values else f"{title}{star}", fontsize=9)
+            lines = [title, *([named(values)] if values else []), *(["less is better"] if less else [])]
+            axis.set_title("\n".join(lines) + star, fontsize=9)
     return figure
 
 
@@ -321,7 +357,13 @@ def _line(axis: Axes, cells: pd.DataFrame, name: str, column: str) -> None:
 
 
 def _heat(
-    axis: Axes, cells: pd.DataFrame, down: str, across: str, column: str, axes: Mapping[str, tuple[Label, ...]]
+    axis: Axes,
+    cells: pd.DataFrame,
+    down: str,
+    across: str,
+    column: str,
+    axes: Mapping[str, tuple[Label, ...]],
+    less: bool,
 ) -> None:
     rows = [value for value in axes[down] if (cells[down] == value).any()]
     columns = [value for value in axes[across] if (cells[across] == value).any()]
@@ -330,12 +372,14 @@ def _heat(
         for what in (column, "mark")
     )
     values = figures.to_numpy(float)
-    axis.imshow(np.ma.masked_invalid(values), cmap=matplotlib.colormaps["viridis"], aspect="auto")
+    axis.imshow(
+        np.ma.masked_invalid(values), cmap=matplotlib.colormaps["viridis_r" if less else "viridis"], aspect="auto"
+    )
     middle = np.nanmean([np.nanmin(values), np.nanmax(values)]) if np.isfinite(values).any() else 0.0
     for (row, place), value in np.ndenumerate(values):
         if np.isfinite(value):
             text = f"{value:.1f}{marks.iat[row, place]!s}"
-            axis.text(place, row, text, ha="center", va="center", fontsize=7, color="wk"[int(value > middle)])
+            axis.text(place, row, text, ha="center", va="center", fontsize=7, color="wk"[int((value > middle) != less)])
     for ticks, labels in ((axis.set_xticks, columns), (axis.set_yticks, rows)):
         ticks(range(len(labels)), [named((label,)) for label in labels], fontsize=7)
     axis.tick_params(axis="x", rotation=45 if max(len(named((label,))) for label in columns) > 5 else 0)
@@ -362,11 +406,13 @@ def report(folder: Folder) -> str:
     folder.write("results.png", buffer.getvalue())
     trials: dict[str, tuple[dict[str, Any], dict[str, float]]] = {}
     for outcome in ended:
-        if outcome.figure is not None:
-            varied = {k: v for k, v in zip(grid.axes, outcome.cell, strict=True) if k != grid.reads}
+        it = grid.measure(outcome.cell)
+        if outcome.figure is not None and it.of == "run":
+            varied = {k: v for k, v in grid.trained(outcome.cell).items() if k != grid.reads}
             told = {**varied, "seed": outcome.seed, "status": outcome.status}
             name = trial_name(grid, outcome.cell, outcome.seed)
-            trials.setdefault(name, (told, {}))[1][grid.measured(outcome.cell)[1]] = outcome.figure
+            figure = named((read_of(grid, outcome.cell),)) if grid.measures else it.figure
+            trials.setdefault(name, (told, {}))[1][figure] = outcome.figure
     hyperparameters(folder, trials)
     return text
 

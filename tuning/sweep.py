@@ -24,7 +24,7 @@ from pipelines.pretrain import has_collapsed, pretrain
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import Data, check_classes, open_source
 from pipelines.storage import Folder, open_folder
-from tuning.grid import Cell, Grid, Profile, find_grid
+from tuning.grid import Cell, Grid, Measure, Profile, find_grid
 from tuning.report import (
     Outcome,
     Status,
@@ -40,6 +40,9 @@ from tuning.report import (
 )
 from tuning.trials import COLLAPSE_STD, Watch, absolute, reported, run_trials, side_by_side
 
+UNLABELLED = {*GENERATIVE, "pose", "synchronization", "before_after"}
+"""Protocols that need no labels."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -53,7 +56,10 @@ class Options:
     concurrent: int = 0
     """Trials at once, at most. 0: as many as the cluster allows."""
     labelled: str = ""
-    """Training images for the evaluation, where those of the pretraining have no labels (STL-10)."""
+    """Training data for the evaluation, where that of the pretraining has no labels (STL-10), or the table's figures
+    are of another set. A path may hold {dataset}."""
+    labelled_test: str = ""
+    """Test data that goes with it. Empty: data.test."""
     extractor: str = ""
     """Of FID and inception score: inception, a file of its weights, or a run of supervised. Empty: inception in the
     profile paper, else a small classifier that is trained first."""
@@ -65,6 +71,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.concurrent < 0:
             raise ValueError("seeds is at least 1, concurrent 0 or more")
+        if self.labelled_test and not self.labelled:
+            raise ValueError("labelled_test goes with labelled: give both")
         if self.run.stop_epoch:
             raise ValueError("a sweep evaluates trials at their end: leave out run.stop_epoch")
 
@@ -77,16 +85,15 @@ class Trial:
     seed: int
     recipe: Recipe
     run: Run
-    figures: tuple[tuple[Cell, str, str], ...]
-    """Of each cell of the table that it fills, protocol and figure of `evaluation.json`."""
-    percent: bool
+    figures: tuple[tuple[Cell, Measure], ...]
+    """Of each cell of the table that it fills, what it shows."""
     evaluation: evaluation.Options
     first: Mapping[str, Recipe] = field(default_factory=dict)
     """What is trained before, by the run's folder: what it starts from, and what judges it."""
 
     @property
     def protocols(self) -> list[str]:
-        return list(dict.fromkeys(protocol for _, protocol, _ in self.figures))
+        return list(dict.fromkeys(measure.protocol for _, measure in self.figures))
 
     @property
     def extractor(self) -> str:
@@ -107,6 +114,7 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
     grid = find_grid(name)
     folder = open_folder(options.run.storage) / (options.run.name or f"{grid.name}-{options.profile}")
     plan = planned(folder, asked(grid, options, given), options)
+    check_labelled(grid, plan)
     trials = {
         trial_name(grid, cell, seed): trial_of(grid, plan, cell, seed, options.run, folder)
         for cell in plan.cells
@@ -173,7 +181,16 @@ def asked(grid: Grid, options: Options, given: Mapping[str, Any]) -> Sweep:
                 "or pick the cells of one with --cells"
             )
     extractor = options.extractor if options.extractor == "inception" else absolute(options.extractor)
-    return Sweep(grid.name, options.profile, tuple(cells), options.seeds, paths, absolute(options.labelled), extractor)
+    labelled, test = absolute(options.labelled), absolute(options.labelled_test)
+    return Sweep(grid.name, options.profile, tuple(cells), options.seeds, paths, labelled, test, extractor)
+
+
+def check_labelled(grid: Grid, plan: Sweep) -> None:
+    """Raises UserError where the table's figures are of other data than the pretraining's, and it is not given."""
+    missing = [name for name in grid.labelled if not getattr(plan, name)]
+    if plan.profile == "paper" and missing:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise UserError(f"{grid.name}: its figures are of other data than the pretraining's: give {options}")
 
 
 def planned(folder: Folder, plan: Sweep, options: Options) -> Sweep:
@@ -192,10 +209,12 @@ def planned(folder: Folder, plan: Sweep, options: Options) -> Sweep:
                     f"the sweep at {folder.path} has the {what} {getattr(before, what)}, not {getattr(plan, what)}: "
                     "give another --run.name"
                 )
-        for what in ("data", "labelled", "extractor"):
+        for what in ("data", "labelled", "labelled_test", "extractor"):
             if getattr(plan, what) and getattr(plan, what) != getattr(before, what):
+                option = what.replace("_", "-")
                 raise UserError(
-                    f"the sweep at {folder.path} has other --{what}: leave it out to go on, or give another --run.name"
+                    f"the sweep at {folder.path} has other --{option}: leave it out to go on, or give another "
+                    "--run.name"
                 )
         cells = (*before.cells, *(plan.cells if options.cells else ()))
         return replace(before, cells=tuple(dict.fromkeys(cells)), seeds=max(before.seeds, plan.seeds))
@@ -205,7 +224,7 @@ def planned(folder: Folder, plan: Sweep, options: Options) -> Sweep:
 
 
 def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: Folder) -> Trial:
-    values = dict(zip(grid.axes, cell, strict=True))
+    values = grid.trained(cell)
 
     def filled(pattern: str) -> str:
         return pattern.replace("{dataset}", str(values.get("dataset", "{dataset}")))
@@ -223,11 +242,16 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
 
     if grid.first:
         recipe = recipe.with_(start_from=before(grid.first(plan.profile, **values).with_(seed=seed)))
-    figures = tuple((other, *grid.measured(other)) for other in grid.figures if grid.trial(other) == grid.trial(cell))
-    protocols = {protocol for _, protocol, _ in figures}
+    figures = tuple((other, grid.measure(other)) for other in grid.figures if grid.trial(other) == grid.trial(cell))
+    protocols = {measure.protocol for _, measure in figures}
     evaluated = recipe.data  # also where it has no labels: FID is the distance from these images
-    if plan.labelled and protocols - GENERATIVE.keys() and open_source(evaluated.train, evaluated).classes is None:
-        evaluated = replace(evaluated, train=filled(plan.labelled), limit=None)
+    if plan.labelled and protocols - GENERATIVE.keys():
+        other = bool(grid.labelled or plan.labelled_test)
+        if other or open_source(evaluated.train, evaluated).classes is None:
+            test = filled(plan.labelled_test) or evaluated.test
+            evaluated = replace(evaluated, train=filled(plan.labelled), test=test, limit=None)
+    if "pose" in protocols:
+        evaluated = replace(evaluated, pose=evaluated.pose or "pose")
     usual = evaluation.Options(
         data=evaluated,
         linear=grid.protocol(plan.profile),
@@ -238,6 +262,8 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         gpus=run.gpus,
     )
     chosen = replace(usual, **grid.evaluation.get(plan.profile, {}))
+    if grid.transferred:
+        chosen = grid.transferred(chosen, plan.profile, **values)
     judge = grid.extractor(plan.profile)  # one for all seeds
     if extractor := plan.extractor or (before(judge) if judge else ""):
         chosen = replace(chosen, generative=replace(chosen.generative, extractor=extractor))
@@ -251,7 +277,6 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         recipe=recipe,
         run=replace(run, storage=(folder / "trials").uri, name=name, resume=True, collapse_std=bound),
         figures=figures,
-        percent=grid.percent,
         evaluation=chosen,
         first=first,
     )
@@ -262,7 +287,8 @@ def check_data(trials: Mapping[str, Trial]) -> None:
     checked = []
     for trial in trials.values():
         data, own = trial.evaluation.data, trial.recipe.data
-        what = (own, data, trial.extractor, trial.protocols)
+        learns = trial.recipe.method_name == "supervised"
+        what = (own, data, trial.extractor, trial.protocols, learns)
         if what in checked:
             continue
         if set(trial.protocols) - GENERATIVE.keys():
@@ -270,8 +296,10 @@ def check_data(trials: Mapping[str, Trial]) -> None:
                 raise UserError("a sweep pretrains and evaluates: give --data.train and --data.test")
             train = open_source(data.train, data)
             check_classes(train, open_source(data.test, data))
-            if train.classes is None:
+            if train.classes is None and set(trial.protocols) - UNLABELLED:
                 raise UserError(f"{data.train} has no labels to evaluate with: give --labelled")
+        if learns and open_source(own.train, own).classes is None:
+            raise UserError(f"{own.train} has no labels, from which {trial.run.name} learns: leave it out with --cells")
         if open_source(own.train, own).classes is None and trial.extractor in trial.first:
             raise UserError(
                 f"{own.train} has no labels for the classifier on which FID and inception score are to stand: give "
@@ -311,7 +339,7 @@ def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Wa
     }
     told = []
     for name, it in shared.items():
-        varied = {axis: v for axis, v in zip(grid.axes, it.cell, strict=True) if axis != grid.reads}
+        varied = {axis: v for axis, v in grid.trained(it.cell).items() if axis != grid.reads}
         told.append({"name": name, **varied, "seed": it.seed})
     results = run_trials(
         tune.with_parameters(drive, trials=shared),
@@ -350,12 +378,14 @@ def drive(config: dict[str, Any], trials: Mapping[str, Trial]) -> None:
     except UserError as error:
         ended = filled(trial, "failed", error=str(error))
     last = ended[-1]  # of several figures the last: the deepest layer
-    tune.report({"status": last.status, trial.figures[-1][2]: last.figure, "step": last.step, "error": last.error})
+    tune.report(
+        {"status": last.status, trial.figures[-1][1].figure: last.figure, "step": last.step, "error": last.error}
+    )
 
 
 def filled(trial: Trial, status: Status, **fields: Any) -> list[Outcome]:
     """An outcome for each cell of the table that the trial fills."""
-    return [Outcome(cell, trial.seed, status, **fields) for cell, _, _ in trial.figures]
+    return [Outcome(cell, trial.seed, status, **fields) for cell, _ in trial.figures]
 
 
 def outcomes_of(trial: Trial) -> list[Outcome]:
@@ -368,22 +398,23 @@ def outcomes_of(trial: Trial) -> list[Outcome]:
         return filled(trial, "collapsed", figure=chance, step=step)
     figures = evaluation.evaluate(folder.uri, trial.protocols, trial.evaluation)
 
-    def read(figures: Mapping[str, Any], protocol: str, name: str) -> float | None:
-        value = figures.get(protocol, {}).get(name)
-        return None if value is None else 100 * value if trial.percent else value
+    def read(of: str, it: Measure) -> float | None:
+        part = figures if of == "run" else figures.get(of, {})
+        value = part.get(it.protocol, {}).get(it.figure)
+        return None if value is None else it.printed(value)
 
     return [
         Outcome(
             cell,
             trial.seed,
             "finished",
-            read(figures, protocol, name),
-            step_of(figures, protocol),
-            random_init=read(figures.get("random_init", {}), protocol, name),
-            raw_pixels=read(figures.get("raw_pixels", {}), protocol, name),
-            by=figures[protocol].get("extractor", ""),
+            read(it.of, it),
+            step_of(figures, it.protocol),
+            random_init=read("random_init", it) if it.of == "run" else None,
+            raw_pixels=read("raw_pixels", it) if it.of == "run" else None,
+            by=figures[it.protocol].get("extractor", ""),
         )
-        for cell, protocol, name in trial.figures
+        for cell, it in trial.figures
     ]
 
 

@@ -99,10 +99,29 @@ def _scaled(train: Tensor, test: Tensor, config: Linear) -> tuple[Tensor, Tensor
 def predicted(
     train: Tensor, labels: Tensor, test: Tensor, config: Linear, *, seed: int = 0, classes: int | None = None
 ) -> Tensor:
-    """The classes int64 (M,) of `test` (M, D) by the classifier that `linear` would train, at its given rate."""
+    """The classes int64 (M,) of `test` (M, D) by the classifier that `linear` would train; of few samples a batch is no
+    larger than nine tenths of them."""
     x, x_test, _ = _scaled(train, test, config)
-    config = replace(config, batch_size=min(config.batch_size, len(x)))
-    return _fit(x, labels, int(labels.max()) + 1 if classes is None else classes, config, seed)(x_test).argmax(1)
+    classes = int(labels.max()) + 1 if classes is None else classes
+    config = replace(config, batch_size=min(config.batch_size, len(x) - len(x) // 10))
+    config = _searched(config, x, labels, classes, seed)
+    return _fit(x, labels, classes, config, seed)(x_test).argmax(1)
+
+
+def _searched(config: Linear, x: Tensor, labels: Tensor, classes: int, seed: int) -> Linear:
+    """`config` with the best of the rates to search, by a held-out tenth of the training samples."""
+    if not config.search:
+        return config
+    rows = draw(seed, 0, torch.arange(len(x), device=x.device), "held out", 1)[:, 0].argsort(stable=True)
+    held, kept = rows.tensor_split([len(x) // 10])
+    candidates = [
+        replace(config, optimizer=replace(config.optimizer, lr=config.optimizer.lr * factor))
+        for factor in config.search
+    ]
+    found = [
+        _accuracy(_fit(x[kept], labels[kept], classes, c, seed), x[held], labels[held])["top1"] for c in candidates
+    ]
+    return candidates[found.index(max(found))]
 
 
 def linear(
@@ -144,17 +163,6 @@ def linear(
     if highest >= classes or min(train_labels.min(), test_labels.min()) < 0:
         raise ValueError(f"labels lie in 0 to {classes - 1}: a linear evaluation needs one for each sample")
     x, x_test, scale = _scaled(train, test, config)
-    if config.search:
-        rows = draw(seed, 0, torch.arange(len(x), device=x.device), "held out", 1)[:, 0].argsort(stable=True)
-        held, kept = rows.tensor_split([len(x) // 10])
-        candidates = [
-            replace(config, optimizer=replace(config.optimizer, lr=config.optimizer.lr * factor))
-            for factor in config.search
-        ]
-        found = [
-            _accuracy(_fit(x[kept], train_labels[kept], classes, c, seed), x[held], train_labels[held])["top1"]
-            for c in candidates
-        ]
-        config = candidates[found.index(max(found))]
+    config = _searched(config, x, train_labels, classes, seed)
     classifier = _fit(x, train_labels, classes, config, seed)
     return {**_accuracy(classifier, x_test, test_labels), "scale": scale, "lr": config.optimizer.lr}

@@ -64,6 +64,13 @@ def neighbours(queries: Tensor, gallery: Tensor, *, k: int, same: bool = False) 
     return torch.cat(index), torch.cat(similarity)
 
 
+def standardized(queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, (Q, D) and (N, D), less the gallery's mean and over its standard deviation, of each dimension."""
+    spread, mean = torch.std_mean(gallery.float(), 0, correction=0)
+    scale = torch.where(spread > 0, spread, 1.0)  # a constant dimension is 0 in all of the gallery
+    return (queries.float() - mean) / scale, (gallery.float() - mean) / scale
+
+
 @torch.no_grad()
 def topk_retrieval(
     query_features: Tensor,
@@ -96,10 +103,7 @@ def topk_retrieval(
     fitting = sorted(k for k in set(ks) if k <= len(gallery_features))
     if not len(query_features) or not fitting or fitting[0] < 1:
         raise ValueError(f"retrieval of k = {tuple(ks)} for {len(query_features)} queries of {len(gallery_features)}")
-    spread, mean = torch.std_mean(gallery_features.float(), 0, correction=0)
-    scale = torch.where(spread > 0, spread, 1.0)  # a constant dimension is 0 in all of the gallery
-    queries, gallery = ((features.float() - mean) / scale for features in (query_features, gallery_features))
-    index, _ = neighbours(queries, gallery, k=fitting[-1])  # (Q, k)
+    index, _ = neighbours(*standardized(query_features, gallery_features), k=fitting[-1])  # (Q, k)
     right = gallery_labels[index] == query_labels[:, None]
     return {f"top{k}": right[:, :k].any(1).double().mean().item() for k in fitting}
 

@@ -25,7 +25,8 @@ def multiview_h36m() -> Recipe:
         python -m pipelines data frames --source 'DIR/train-*.parquet' --to FRAMES --size 256
         python -m pipelines pretrain multiview_h36m --data.train 'FRAMES/train-*.parquet' \\
             --data.test 'FRAMES/test-*.parquet'
-        python -m pipelines evaluate RUN pose --posing.every 64
+        python -m pipelines data h36m --source FOLDER --split train --subjects S1 --to S1
+        python -m pipelines evaluate RUN pose --posing.every 64 --data.train 'S1/train-*.parquet'
 
     Table 6.1 (d), labels of subject S1 alone, the paper: MPJPE 104.9, NMPJPE 91.7, PMPJPE 78.4; ours: not measured.
     Epochs: 200,000 iterations are 11 epochs of 290,000 moments, which are left of some 390,000 once every fourth frame,

@@ -94,9 +94,9 @@ def temporal_motions() -> Recipe:
         python -m pipelines pretrain temporal_motions --data.train data/motions/train-00000.parquet \\
             --data.test data/motions/test-00000.parquet --run.workers 2
         python -m pipelines evaluate RUN linear
-        python -m pipelines evaluate RUN linear --clips.still
+        python -m pipelines evaluate RUN linear --clips.still --clips.count 1
 
-    The last line sees one frame of each clip, and stays at chance, one in eight. Sizes and epochs are this project's;
+    The last line sees one frame of each video, and stays at chance, one in eight. Sizes and epochs are this project's;
     ours: not measured.
     """
     return temporal_small().with_(

@@ -76,6 +76,15 @@ def test_what_is_cut_out_is_what_the_view_of_images_resamples() -> None:
     assert torch.equal(one[0], own[7])
 
 
+def test_plain_clips_are_central_and_not_mirrored() -> None:
+    view = dataclasses.replace(VIEWS["speed"], jitter=0.8).plain()
+    parameters, _ = drawn(view, 6)
+    clips = pixels(6)
+    assert torch.equal(view.apply(clips, parameters), clips[..., 2:10, 4:12])
+    with pytest.raises(ValueError, match=r"views\.a\.central is of crops that are cut out"):
+        ClipView("a", central=True, crop_scale=(0.2, 1.0))
+
+
 def test_colours_are_drawn_for_each_frame_or_once_a_clip() -> None:
     view = dataclasses.replace(VIEWS["speed"], jitter=0.8, grayscale=0.2)
     index, length = torch.arange(30), torch.full((30,), 40)

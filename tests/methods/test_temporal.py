@@ -424,6 +424,16 @@ def test_task_and_answers() -> None:
     assert torch.equal(said["speed"].said, speed_logits[0].argmax(1, keepdim=True))
 
 
+def test_the_score_is_the_highest_motion_logit() -> None:
+    """Of each clip alone; without a motion loss that of speed."""
+    method, batch = build().eval(), batch_of(5)
+    motion, _ = method.logits(batch)
+    for number, kind in enumerate(KINDS):
+        assert torch.allclose(method.score(batch[kind]), motion[number].amax(1), atol=1e-6)
+    alone = build(transformations=("speed",)).eval()
+    assert torch.allclose(alone.score(batch["speed"]), alone.logits(batch)[1][0].amax(1), atol=1e-6)
+
+
 @pytest.mark.parametrize(("frames", "chosen"), [(16, [0, 2, 4, 6, 8, 10, 12, 14]), (3, [0, 0, 0, 1, 1, 1, 2, 2])])
 def test_pictures(frames: int, chosen: list[int]) -> None:
     """Rows of 8: the kinds of the first video, then of the next; four videos at most."""
