@@ -71,7 +71,7 @@ def decoded(take: Opened, camera: int, wanted: np.ndarray, data: Data) -> Tensor
     return torch.from_numpy(decode(encoded, take.tables[camera], wanted, height, width, square=data.width is None))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def background(source: Source, number: int, camera: int, data: Data) -> Tensor:
     """uint8 (C, H, W): what a camera sees most of the time."""
     take = opened(source, number, data.pose)
