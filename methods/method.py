@@ -106,6 +106,11 @@ class Method(nn.Module):
         """Side of what the backbone sees of the first view, whose side is `view`: what evaluation shows it too."""
         return view
 
+    def frames(self, view: int) -> int:
+        """Frames of what the backbone sees of clips of `view` frames. A method that gives it fewer has them in its
+        `Config.frames` too, by which the backbone is made."""
+        return view
+
     def task(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
         """How well it does its own task, with running statistics: figures of any shape, each a mean over the batch.
         Moves no state."""

@@ -207,6 +207,9 @@ class Timing(Method):
             logits, label = self.logits(batch["clip"], u)
         return {self.config.task: Answers(logits.argmax(1)[:, None], label[:, None], self.config.classes)}
 
+    def frames(self, view: int) -> int:
+        return self.config.frames
+
     def task(self, batch: Batch, clock: Clock) -> Mapping[str, Tensor]:
         """`accuracy` and `mae` of `answers`."""
         answers = self.answers(batch, clock)[self.config.task]

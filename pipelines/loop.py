@@ -287,7 +287,8 @@ def collapse(method: Method, facts: Facts, batch: Batch, most: int = 512) -> dic
     backbone = method.backbone
     was = backbone.training
     backbone.eval()
-    pair = [backbone(batch[name][:most]).float() for name in list(facts.views)[:2]]
+    seen = [batch[name][:most] for name in list(facts.views)[:2]]
+    pair = [backbone(x[:, : method.frames(x.shape[1])] if x.ndim == 5 else x).float() for x in seen]
     backbone.train(was)
     values = monitors(pair[0], pair[-1])
     return {name: float(value) for name, value in values.items() if len(pair) == 2 or name != "alignment"}

@@ -91,6 +91,8 @@ class Recipe:
             has = "its own network: give --backbone own" if method.owns_backbone else "none of its own: give --backbone"
             raise ValueError(f"--backbone {self.backbone}: {self.method_name} has {has}")
         image = next(iter(facts.views.values()))[0]
+        if len(image) == 4:
+            image = getattr(self.method, "frames", image[0]), *image[1:]
         backbone = None if own else backbones.build(self.backbone, image=image, mean=self.data.mean, std=self.data.std)
         return method(self.method, backbone, facts)
 

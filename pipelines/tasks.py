@@ -76,7 +76,8 @@ def own_task(ready: "Ready", method: Method, clock: Clock, views: Views) -> dict
             length.append(batch.get("length", torch.zeros_like(batch["index"])))
             count += len(batch["index"])
     if not figures and not said:
-        raise UserError(f"{type(method).__name__} has no figures of its own task: choose other protocols")
+        name = type(method).__module__.rpartition(".")[2]
+        raise UserError(f"{name} has no figures of its own task: choose other protocols")
     out: dict[str, Any] = {name: (total / count).tolist() for name, total in figures.items()}
     of, frames = torch.cat(index), torch.cat(length)
     if ready.options.data.media == "take":  # whose moments are not independent

@@ -299,7 +299,7 @@ def test_the_nine_real_clips_and_the_two_real_takes() -> None:
     assert (found["warp"].astype(float).std(axis=(2, 3, 4)) > 5).all()  # pictures, not grey
     data = dataclasses.replace(TAKE, take="scene", size=96, width=54)
     source = open_source(str(root / "multiview" / "videos.parquet"), data)
-    assert [take.name for take in source.takes] == ["multi_person", "single_person"] and source.rows == 200
+    assert {take.name for take in source.takes} == {"multi_person", "single_person"} and source.rows == 200
 
 
 # ------------------------------------------------------------------------------------------ runs
