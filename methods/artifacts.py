@@ -28,7 +28,7 @@ Legend: B batch, C channels, H x W pixels, L x M x N the code, K images in the h
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -285,7 +285,7 @@ class Artifacts(Method):
             )
         image = facts.views["image"][0]
         self.config = config
-        self.autoencoder = Autoencoder(config.autoencoder, None, facts).requires_grad_(False)
+        self.autoencoder = Autoencoder(config.autoencoder, None, facts)
         self.cells = self.autoencoder.code_shape[1:]
         """(M, N)."""
         if self.cells == (1, 1):
@@ -308,10 +308,8 @@ class Artifacts(Method):
         self.history = History(config.history, image, (1, *self.cells)) if config.history else None
         self.train()
 
-    def train(self, mode: bool = True) -> "Artifacts":
-        super().train(mode)
-        self.autoencoder.eval()  # frozen: its batch norm keeps the statistics of its own training
-        return self
+    def frozen(self) -> Iterable[nn.Module]:
+        return self.autoencoder.modules()  # its batch norm keeps the statistics of its own training
 
     def parameters_of(self, turn: str) -> list[nn.Parameter]:
         if turn == "repairer":
@@ -441,11 +439,8 @@ class Artifacts(Method):
 
 def map_shape(backbone: Backbone, layer: str, image: tuple[int, ...]) -> tuple[int, ...]:
     """(c, h, w) of a layer's map of images (C, H, W)."""
-    was = backbone.training
-    with torch.no_grad():
-        shape = backbone.eval().maps(torch.zeros(1, *image))[layer].shape[1:]
-    backbone.train(was)
-    return tuple(shape)
+    with evaluating(backbone), torch.no_grad():
+        return tuple(backbone.maps(torch.zeros(1, *image))[layer].shape[1:])
 
 
 @torch.no_grad()

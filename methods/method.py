@@ -7,9 +7,9 @@ and `METHOD`, which names that subclass; it is built as `METHOD(config, backbone
 Nothing is registered: the method's name is the name of its file.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +83,19 @@ class Method(nn.Module):
     starts_from: str | None = None
     """A method that must have been trained before. It is held whole under its own name, as `self.autoencoder`, and
     `start_from` loads its run there."""
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Modules that never learn, each by itself, without those that it holds: their parameters have no gradient, and
+        batch norm keeps its statistics. `train` sees to it, which a method that has some calls once it is made."""
+        return ()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.frozen():
+            module.training = False
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        return self
 
     def turns_at(self, clock: Clock) -> tuple[str, ...]:
         """The turns that move at this step, in order."""

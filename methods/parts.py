@@ -98,12 +98,13 @@ def still(*networks: nn.Module) -> Iterator[None]:
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """In eval mode: with running statistics, of which none move and no rank waits for another."""
-    was = network.training
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         yield
     finally:
-        network.train(was)
+        for module, training in modes:
+            module.training = training
 
 
 def centred(images: Tensor) -> Tensor:

@@ -32,17 +32,6 @@ from methods.method import Batch, Clock, Facts, Method, Step
 from methods.metrics.pose import mpjpe, nmpjpe, pmpjpe
 from methods.supervised import linear, outside
 
-HUMAN36M: tuple[str, ...] = (
-    *("pelvis", "right hip", "right knee", "right ankle", "left hip", "left knee", "left ankle"),
-    *("spine", "thorax", "neck", "head"),
-    *("left shoulder", "left elbow", "left wrist", "right shoulder", "right elbow", "right wrist"),
-)
-"""The usual 17 joints of Human3.6M in their usual order."""
-PARENTS: tuple[int, ...] = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 9, 8, 11, 12, 8, 14, 15)
-"""Of `HUMAN36M`: the joint that each hangs on; -1 for the root."""
-MIRROR: tuple[int, ...] = (0, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 14, 15, 16, 11, 12, 13)
-"""Of `HUMAN36M`: the joint that each becomes in a mirror."""
-
 
 @dataclass(frozen=True)
 class Config:
@@ -50,8 +39,6 @@ class Config:
     """n_j, joints with the root: "17 in our experiments on Human3.6M"."""
     root: int = 0
     """The joint that is fixed to zero, at the pelvis."""
-    mirror: tuple[int, ...] = MIRROR
-    """Each joint's index in a mirror, left for right; those in the middle their own. Default: of `HUMAN36M`."""
     mean: tuple[float, ...] = ()
     """Of the training targets, mm: 3 values for each joint but the root, in order, as of `normalization`. Empty: 0."""
     std: tuple[float, ...] = ()
@@ -65,13 +52,6 @@ class Config:
             raise ValueError(f"method.joints counts the root and at least one more, got {self.joints}")
         if not 0 <= self.root < self.joints:
             raise ValueError(f"method.root is one of the {self.joints} joints, got {self.root}")
-        if sorted(self.mirror) != list(range(self.joints)):
-            raise ValueError(f"method.mirror names each of the {self.joints} joints once, got {self.mirror}")
-        if (
-            any(self.mirror[self.mirror[joint]] != joint for joint in self.mirror)
-            or self.mirror[self.root] != self.root
-        ):
-            raise ValueError(f"method.mirror swaps joints in pairs and keeps the root, got {self.mirror}")
         width = 3 * (self.joints - 1)
         for field, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (0, width):
@@ -212,22 +192,12 @@ class Pose(Method):
         mean, std = config.mean or [0.0] * 3 * others, config.std or [1.0] * 3 * others
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(others, 3))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(others, 3))
-        for module in self.frozen():
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
         self.train()
 
     def frozen(self) -> list[nn.Module]:
-        """The backbone's modules that do not learn."""
         if not self.config.frozen:
             return []
         return outside(self.backbone, self.first, "") if self.first else list(self.backbone.modules())
-
-    def train(self, mode: bool = True) -> "Pose":
-        super().train(mode)
-        for module in self.frozen():
-            module.training = False
-        return self
 
     def regress(self, images: Tensor) -> Tensor:
         """P: uint8 (B, C, H, W) -> normalized (B, J - 1, 3), float32 under autocast too."""
@@ -244,8 +214,6 @@ class Pose(Method):
         return self.unnormalized(self.regress(images))
 
     def forward(self, batch: Batch, clock: Clock, turn: str) -> Step:
-        if self.training:
-            self.train()  # whoever has looked at the backbone in eval mode may have left all of it in training
         target = centred_camera(batch["pose"].float(), self.config.root)  # (B, J, 3)
         values = self.regress(batch["image"])  # (B, J - 1, 3)
         wanted = (_without(target, self.config.root) - self.mean) / self.std

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from methods.backbones import Backbone
 from methods.method import Batch, Clock, Facts, Method, Step
-from methods.parts import mlp
+from methods.parts import evaluating, mlp
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,9 @@ class Supervised(Method):
         check_layers(config, backbone)
         self.config = config
         [(self.view, (shape, _))] = facts.views.items()
-        self.backbone = backbone.requires_grad_(not config.freeze_backbone)
+        self.backbone = backbone
         if config.layers:
-            backbone.eval()
-            with torch.no_grad():
+            with evaluating(backbone), torch.no_grad():
                 maps = backbone.maps(torch.zeros(1, *shape))
             heads: dict[str, nn.Module] = {
                 name: map_classifier(maps[name].shape[1:], facts.classes, config.values, config.norm, config.head)
@@ -143,22 +142,12 @@ class Supervised(Method):
         else:
             heads = {"features": classifier(backbone.dim, facts.classes, config.head)}
         self.classifiers = nn.ModuleDict(heads)
-        for module in self.frozen():
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
         self.train()
 
     def frozen(self) -> list[nn.Module]:
-        """The backbone's modules that do not learn."""
         if self.config.freeze_backbone:
             return list(self.backbone.modules())
         return outside(self.backbone, self.config.from_layer, next(iter(self.config.layers), ""))
-
-    def train(self, mode: bool = True) -> "Supervised":
-        super().train(mode)
-        for module in self.frozen():
-            module.training = False
-        return self
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 (B, C, H, W), of clips (B, T, C, H, W) -> a layer's name, or `features` where none is chosen -> (B,
@@ -167,8 +156,6 @@ class Supervised(Method):
         return {name: classifier(maps[name]) for name, classifier in self.classifiers.items()}
 
     def forward(self, batch: Batch, clock: Clock, turn: str) -> Step:
-        if self.training:
-            self.train()  # whoever has looked at the backbone in eval mode may have left all of it in training
         label, smoothing = batch["label"], self.config.label_smoothing
         losses, log = [], {}
         for name, logits in self.logits(batch[self.view]).items():

@@ -140,7 +140,7 @@ class Timing(Method):
             there = f"it has {', '.join(backbone.layers)}" if backbone.layers else "this backbone names none"
             raise ValueError(f"method.layer: the backbone has no layer {config.layer} ({there}); empty: its features")
         self.config = config
-        self.backbone = backbone.requires_grad_(not config.freeze_backbone)
+        self.backbone = backbone
         width = backbone.dim
         if config.layer:  # found on torch's meta device, without computing
             ghost = deepcopy(backbone).to("meta").eval()
@@ -149,26 +149,14 @@ class Timing(Method):
         for norm in self.head:
             if isinstance(norm, nn.BatchNorm1d):
                 norm.eps, norm.momentum = 1e-3, config.norm_momentum
-        for module in self.frozen():
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
         self.train()
 
     def frozen(self) -> list[nn.Module]:
-        """The backbone's modules that do not learn."""
         if self.config.freeze_backbone:
             return list(self.backbone.modules())
         return outside(self.backbone, "", self.config.layer)
 
-    def train(self, mode: bool = True) -> "Timing":
-        super().train(mode)
-        for module in self.frozen():
-            module.training = False
-        return self
-
     def forward(self, batch: Batch, clock: Clock, turn: str) -> Step:
-        if self.training:
-            self.train()  # whoever has looked at the backbone in eval mode may have left all of it in training
         logits, label = self.logits(batch["clip"], draw(clock.seed, clock.step, batch["index"], "timing", DRAWS))
         return Step(F.cross_entropy(logits, label), self.figures(logits.detach().argmax(1), label))
 

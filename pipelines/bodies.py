@@ -2,7 +2,7 @@
 
 The skeleton has Human3.6M's 17 joints in its order. Lengths are millimetres. The world is z up with the floor at 0; a
 body's own axes are x to its right, y forward, z up. Angles of joints are smooth random functions of time, with a gait
-of random strength on top; the body turns and wanders. A foot always touches the floor. Frames are taken for 12.5 a
+of random strength on top; the body turns and walks about. A foot always touches the floor. Frames are taken for 12.5 a
 second: a gait's period is 14 to 22 frames.
 
 A picture is made of capsules (limbs, trunk, head, and markers that tell front from back: face, chest, toes), each
@@ -30,8 +30,9 @@ MIRROR = (0, 4, 5, 6, 1, 2, 3, 7, 8, 9, 10, 14, 15, 16, 11, 12, 13)
 """Joint j of a mirrored picture is joint MIRROR[j] of the body."""
 
 CAMERAS = ("camera0", "camera1", "camera2", "camera3")
-DISTANCE, FIELD, AIM = 4500.0, 2700.0, 950.0
-"""Of the cameras from the middle; side of what they show there; height at which they look. mm."""
+DISTANCE, FIELD, AIM, WANDER = 5500.0, 4000.0, 950.0, 900.0
+"""Of the cameras from the middle; side of what they show there; height at which they look; how far a body goes from the
+middle along either side of the room, far enough that no place hides its background for half of a take. mm."""
 
 _REST = np.array(
     [
@@ -106,17 +107,17 @@ def move(body: Subject, frames: int, rng: np.random.Generator) -> tuple[np.ndarr
         if parent >= 0:
             axes[:, joint] = axes[:, parent] @ axes[:, joint]
             joints[:, joint] = joints[:, parent] + axes[:, parent] @ body.bones[joint]
-    joints[:, :, 0] += (rng.uniform(-250, 250) + 250 * next(noise))[:, None]
-    joints[:, :, 1] += (rng.uniform(-250, 250) + 250 * next(noise))[:, None]
+    path = np.stack([next(noise), next(noise)], 1)
+    joints[:, :, :2] += (WANDER * path / np.abs(path).max(0))[:, None]
     joints[:, :, 2] += 70 - joints[:, [3, 6], 2].min(1, keepdims=True)
     return joints, axes
 
 
-def rig(size: int, rng: np.random.Generator) -> dict[str, Camera]:
-    """Four cameras round the middle, a right angle from each other but for up to 10 degrees, 1.2 to 2 m high."""
+def rig(size: int, rng: np.random.Generator, angle: float = 30.0) -> dict[str, Camera]:
+    """Four cameras on a circle round the middle, `angle` degrees from each other but for up to 5, 1.2 to 2 m high."""
     cameras = {}
     for i, name in enumerate(CAMERAS):
-        azimuth = np.radians(45 + 90 * i + rng.uniform(-10, 10))
+        azimuth = np.radians(45 + angle * i + rng.uniform(-5, 5))
         place = np.array([DISTANCE * np.cos(azimuth), DISTANCE * np.sin(azimuth), rng.uniform(1200, 2000)])
         forward = np.array([0, 0, AIM]) - place
         forward /= np.linalg.norm(forward)

@@ -5,7 +5,7 @@ z forward), and there at the pixel that `Camera.project` gives: OpenCV's model w
 and the tangential p1, p2. Pixels are those of a frame of the calibration's size: other frames are scaled to it, or the
 camera to them by `Camera.resized`.
 
-Legend: N points, F frames, J joints.
+Legend: N points, F frames, J joints, K keypoints of a frame.
 """
 
 import tomllib
@@ -134,3 +134,20 @@ def boxes(pixels: np.ndarray, margin: float = 1.25) -> np.ndarray:
     some = found.any(1)
     low, high = np.where(some, low, np.nan), np.where(some, high, np.nan)
     return np.concatenate([(low + high) / 2, margin * (high - low).max(-1, keepdims=True)], -1)
+
+
+def subject_boxes(keypoints: np.ndarray) -> np.ndarray | None:
+    """Keypoints (F, K, 3): x, y in pixels, confidence -> float32 (F, 3): `boxes` of those that were found.
+
+    Found is a keypoint of a confidence above 0 and of finite x and y. A frame without two of them apart has no box of
+    its own and takes that of the nearest frame in time that has, of two the earlier (ours). None where none has.
+    """
+    found = boxes(np.where(keypoints[..., 2:] > 0, keypoints[..., :2].astype(np.float64), np.nan))
+    own = np.flatnonzero(found[:, 2] > 0)
+    if not len(own):
+        return None
+    frame = np.arange(len(found))
+    after = np.searchsorted(own, frame).clip(max=len(own) - 1)
+    before = (after - 1).clip(min=0)
+    nearest = np.where(frame - own[before] <= own[after] - frame, own[before], own[after])
+    return found[nearest].astype(np.float32)

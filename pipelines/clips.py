@@ -55,7 +55,8 @@ def frames(video: Video, wanted: Tensor, data: Data) -> Tensor:
     unique, places = wanted.unique(return_inverse=True)
     height, width = data.shape
     decoded = decode(video.encoded, video.table, unique.numpy(), height, width, square=data.width is None)
-    return torch.from_numpy(decoded)[places]
+    chosen = torch.from_numpy(decoded).index_select(0, places.flatten())  # copies whole frames, as [places] does not
+    return chosen.unflatten(0, places.shape)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ the evaluation). `class_names` are the names of attributes or classes there.
 Videos are a column `video` (the published file's bytes, or one made here without loss) in row groups of up to 64 rows
 and 32 MiB. Takes, what several cameras saw at once, are one row a camera: `take`, `camera`, `video`, `num_frames`
 (which all its cameras have), and where there are any `label`, `pose` (floats, frame by frame and joint by joint x, y,
-z in mm, in the camera's coordinates: x right, y down, z forward) and `box` (floats, frame by frame centre x, centre y
-and side in pixels of the video). A take is one row group. Schema metadata name the joints (`joint_names`,
-`joint_parents`, `joint_mirror`) and describe cameras that are the same in all takes (`cameras`; see
-`pipelines.cameras`), as JSON.
+z in mm, in the camera's coordinates: x right, y down, z forward), `box` (floats, frame by frame centre x, centre y
+and side in pixels of the video as a player shows it) and `keypoints` (floats, frame by frame and keypoint by keypoint
+x, y in such pixels and a confidence, 0 where it was not found). A take is one row group. Schema metadata name the
+joints (`joint_names`, `joint_parents`, `joint_mirror`) and keypoints (`keypoint_names`) and describe cameras that are
+the same in all takes (`cameras`; see `pipelines.cameras`), as JSON.
 
 Rows keep the published order, but those of sets that are sorted by class (imagenette, tinyimagenet, imagenet, ucf101,
 hmdb51, kinetics) are shuffled with `seed`, so that a row group is a mixture.
@@ -69,14 +70,17 @@ class DatasetOptions:
     """shapes: images of the train split; the test split has a sixth of that."""
     videos: int = 600
     """motions: videos of the train split; the test split has a sixth of that."""
-    takes: int = 40
+    takes: int = 64
     """poses: takes of the train split; the test split has a sixth of that, of other subjects."""
     frames: int = 64
     """poses: frames of a take."""
     backgrounds: Literal["static", "varied"] = "static"
     """poses: static: one for each camera, in all takes; varied: new ones in each take."""
+    angle: float = 30.0
+    """poses: degrees between neighbouring cameras, which stand on a circle. At 90 they are all round, as Human3.6M's;
+    what synchronization teaches then takes far longer to learn."""
     size: int | None = None
-    """shapes, motions, poses: pixels a side. None: 32, of poses 96."""
+    """shapes, motions, poses: pixels a side. None: 32, of poses 128."""
     fold: int = 1
     """ucf101, hmdb51: which of the three official splits."""
     allow_missing: bool = False
@@ -84,7 +88,8 @@ class DatasetOptions:
     take: str | None = None
     """takes from Parquet: the column that names the take. None: take, or scene."""
     slack: int = 8
-    """takes, h36m: frames by which the videos of a take (and its poses) may differ; the first that all have count."""
+    """takes, h36m: frames by which the videos of a take (and its poses, boxes and keypoints) may differ; the first that
+    all have count."""
     least_motion: float = 0.0
     """h36m, train: frames in which no joint is so many mm from where the last kept frame had it are left out, and
     the videos encoded anew. 0: all frames are kept, and the files' bytes."""
@@ -461,14 +466,15 @@ _SKELETON = {"joint_names": bodies.JOINTS, "joint_parents": bodies.PARENTS, "joi
 
 def _poses(split: str, options: DatasetOptions) -> Split:
     """Takes of an articulated body (see `pipelines.bodies`); labels are subjects, none of which is in both splits."""
-    size = 96 if options.size is None else options.size
+    size = 128 if options.size is None else options.size
     if options.takes < 1 or options.frames < 2 or size < 16:
         raise UserError("poses needs --takes of at least 1, --frames of at least 2 and --size of at least 16")
     trained, tested = video_datasets.TRAINED, video_datasets.TESTED
     takes = options.takes if split == "train" else max(options.takes // 6, tested)
-    make = partial(video_datasets.pose_take, frames=options.frames, size=size, varied=options.backgrounds == "varied")
+    varied, angle = options.backgrounds == "varied", options.angle
+    make = partial(video_datasets.pose_take, frames=options.frames, size=size, varied=varied, angle=angle)
     examples = (row for i in range(takes) for row in make(options.seed, int(split == "test"), i))
-    cameras = {name: lens.entry() for name, lens in video_datasets.pose_rig(options.seed, size).items()}
+    cameras = {name: lens.entry() for name, lens in video_datasets.pose_rig(options.seed, size, angle).items()}
     names = [f"subject {i}" for i in range(trained + tested)]
     return Split(split, takes * len(cameras), examples, POSE, names, "take", {**_SKELETON, "cameras": cameras})
 
@@ -498,24 +504,22 @@ def _takes(split: str, options: DatasetOptions) -> Split:
     source = _given(options, "a folder of TAKE/CAMERA.mp4, or a Parquet file")
     files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
     if not files:
-        takes, labels, names = video_datasets.folder_takes(source), None, None
+        stored = video_datasets.StoredTakes(video_datasets.folder_takes(source), {}, None, (), {})
     else:
         if not source.exists():
             raise UserError(f"no file {source}: --source names a folder of TAKE/CAMERA.mp4, or a Parquet file")
         try:
-            takes, labels = video_datasets.stored_takes(files, options.take)
-            named = (pq.read_schema(files[0]).metadata or {}).get(b"class_names")
+            stored = video_datasets.stored_takes(files, options.take)
         except pa.ArrowInvalid as error:
             raise UserError(
                 f"{source} is neither a folder nor a Parquet file ({str(error).splitlines()[0]})"
             ) from error
-        names = json.loads(named) if named else None
-    takes = video_datasets.whole_takes(takes, options.allow_missing)
-    labels = labels if labels and all(labels[name] is not None for name in takes) else None
-    examples = video_datasets.take_rows(takes, labels, options.slack, options.allow_missing)
-    return Split(
-        split, sum(map(len, takes.values())), examples, LABEL if labels else (), names if labels else None, "take"
-    )
+    takes = video_datasets.whole_takes(stored.takes, options.allow_missing)
+    labels = stored.labels if stored.labels and all(stored.labels[name] is not None for name in takes) else None
+    examples = video_datasets.take_rows(takes, labels, options.slack, options.allow_missing, stored.lists)
+    columns = (*(LABEL if labels else ()), *(pa.field(name, pa.list_(pa.float32())) for name in stored.lists))
+    names = stored.class_names if labels else None
+    return Split(split, sum(map(len, takes.values())), examples, columns, names, "take", stored.metadata)
 
 
 def _h36m(split: str, options: DatasetOptions) -> Split:

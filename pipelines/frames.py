@@ -1,8 +1,9 @@
 """The frame cache: videos decoded once, resized, and stored so that every frame is a key frame.
 
 A clip of such a video costs its own frames and no others. `python -m pipelines data frames` writes Parquet files with
-the rows, row groups and further columns of the source; what reads videos or takes reads them alike, and `box` is scaled
-with the frames. A video that cannot be decoded becomes a null, which is counted as a broken row where it is read.
+the rows, row groups and further columns of the source; what reads videos or takes reads them alike. `box` is scaled
+with the frames; `keypoints` become the `box` that is made of them where there is none, and are not stored. A video that
+cannot be decoded becomes a null, which is counted as a broken row where it is read.
 """
 
 import json
@@ -21,9 +22,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import Progress
 
+from pipelines.cameras import subject_boxes
 from pipelines.errors import UserError
-from pipelines.sources import Data, Group, Source, _filesystem, open_source
-from pipelines.video import all_key, table
+from pipelines.sources import Data, Group, Source, _filesystem, by_frame, holds_numbers, keypoints_by_frame, open_source
+from pipelines.video import Table, _frames, _turn, all_key, plan, table
 
 console = Console(stderr=True)
 
@@ -56,7 +58,7 @@ class Stored:
     reason: str
     frames: int
     shape: tuple[int, int]
-    """(H, W) before."""
+    """(H, W) before, upright."""
 
 
 def write_frames(options: FrameOptions) -> list[Path]:
@@ -96,7 +98,7 @@ def write_frames(options: FrameOptions) -> list[Path]:
                         if one.reason:
                             bad += 1
                             progress.console.print(f"[yellow]left out[/] {name}: {one.reason}")
-                    columns = replaced(columns, found, options)
+                    columns = replaced(columns, found, options, names)
                     writer = writer or pq.ParquetWriter(part, columns.schema, compression="none")
                     writer.write_table(columns, row_group_size=len(columns))
             finally:
@@ -137,13 +139,25 @@ def stored(encoded: bytes | None, *, size: int, width: int | None, raw: bool, qu
     try:
         opened = table(encoded or b"")
         made = all_key(encoded or b"", opened, size, width or size, square=width is None, quality=quality, raw=raw)
-        return Stored(made, "", len(opened), (opened.height, opened.width))
+        return Stored(made, "", len(opened), upright(encoded or b"", opened))
     except ValueError as error:
         return Stored(None, str(error), 0, (1, 1))
 
 
-def replaced(columns: pa.Table, found: list[Stored], options: FrameOptions) -> pa.Table:
-    """The rows with their new videos, frame numbers and boxes."""
+def upright(encoded: bytes, opened: Table) -> tuple[int, int]:
+    """(H, W) of a video's frames as a player shows them. Only a frame tells whether its display matrix swaps the sides:
+    the first is decoded."""
+    for _, frame in _frames(encoded, opened, plan(opened, np.zeros(1, np.int64))):
+        return (frame.width, frame.height) if _turn(frame).swap else (frame.height, frame.width)
+    return opened.height, opened.width
+
+
+def replaced(columns: pa.Table, found: list[Stored], options: FrameOptions, names: list[str]) -> pa.Table:
+    """The rows with their new videos, frame numbers and boxes. `names` are the rows' places, for messages.
+
+    Raises:
+        UserError: boxes or keypoints that are not whole frames.
+    """
     frames = [one.frames for one in found]
     if "num_frames" in columns.column_names:  # of takes: what all cameras have
         before = columns["num_frames"].to_pylist()
@@ -152,28 +166,64 @@ def replaced(columns: pa.Table, found: list[Stored], options: FrameOptions) -> p
         "video": pa.array([one.encoded for one in found], pa.binary()),
         "num_frames": pa.array(frames, pa.int32()),
     }
-    if "box" in columns.column_names:
-        boxes = zip(columns["box"].to_pylist(), found, strict=True)
-        new["box"] = pa.array([scaled(box, one.shape, options) for box, one in boxes], pa.list_(pa.float32()))
+    if "box" in columns.column_names or _has_keypoints(columns):
+        given = zip(boxes(columns, [one.frames for one in found], names), found, strict=True)
+        made = [
+            None if box is None else scaled_boxes(box, one.shape, (options.size, options.width)) for box, one in given
+        ]
+        flat = [None if box is None else box.astype(np.float32).ravel() for box in made]
+        new["box"] = pa.array(flat, pa.list_(pa.float32()))
+    if _has_keypoints(columns):
+        columns = columns.drop_columns(["keypoints"])
     for name, column in new.items():
         at = columns.schema.get_field_index(name)
         columns = columns.append_column(name, column) if at < 0 else columns.set_column(at, name, column)
     return columns
 
 
-def scaled(box: list[float] | None, shape: tuple[int, int], options: FrameOptions) -> list[float] | None:
-    """Boxes (F * 3 values: centre x, centre y, side) in pixels of the stored frames."""
-    if box is None:
-        return None
-    return (
-        scaled_boxes(np.asarray(box, np.float32).reshape(-1, 3), shape, (options.size, options.width)).ravel().tolist()
+def _has_keypoints(columns: pa.Table) -> bool:
+    at = columns.schema.get_field_index("keypoints")
+    return at >= 0 and holds_numbers(columns.schema.field(at).type)
+
+
+def boxes(columns: pa.Table, decoded: list[int], names: list[str]) -> list[np.ndarray | None]:
+    """Of each row float32 (F, 3): its box, or that of its keypoints. `decoded`: frames of each video, 0 of a broken
+    one, whose boxes are left out.
+
+    Raises:
+        UserError: a list that is not whole frames.
+    """
+    keys = json.loads((columns.schema.metadata or {}).get(b"keypoint_names", b"[]"))
+
+    def values(name: str, there: bool) -> list:
+        return columns[name].to_pylist() if there else [None] * len(columns)
+
+    given = zip(
+        values("box", "box" in columns.column_names),
+        values("keypoints", _has_keypoints(columns)),
+        values("num_frames", "num_frames" in columns.column_names),
+        decoded,
+        names,
+        strict=True,
     )
+    made: list[np.ndarray | None] = []
+    for box, keypoints, count, frames, where in given:
+        try:
+            if box is not None and frames:
+                made.append(by_frame(box, "box", 3, where))
+            elif keypoints is not None and frames:
+                made.append(subject_boxes(keypoints_by_frame(keypoints, keys, count or frames, where)))
+            else:
+                made.append(None)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return made
 
 
 def scaled_boxes(boxes: np.ndarray, shape: tuple[int, int], to: tuple[int, int | None]) -> np.ndarray:
     """Boxes (n, 3) in pixels of frames of `shape` (H, W) -> in those of frames resized to `to`: (H, W), or (S, None),
-    the central square. Where the sides' ratio changes, a box keeps its share of the area. Frames that a display matrix
-    turns are not meant: their boxes would have to be turned too."""
+    the central square. Where the sides' ratio changes, a box keeps its share of the area. All are of upright pictures,
+    as a player shows them: of frames that a display matrix turns `shape` is that of `upright`."""
     height, width = shape
     x, y, side = boxes.T
     if to[1] is None:

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from methods import optim
 from methods.method import Batch, Clock, Facts, Method
 from methods.metrics.collapse import monitors
-from methods.parts import gather, rank, world_size
+from methods.parts import evaluating, gather, rank, world_size
 from pipelines.errors import UserError
 from pipelines.feed import Feed
 
@@ -270,14 +270,12 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 @torch.no_grad()
 def embed(method: Method, feed: Feed, epoch: int) -> tuple[Tensor, Tensor]:
     """Features (N, D) of the epoch's first views, and their index (N,), of all ranks in rank order."""
-    was = method.backbone.training
-    method.backbone.eval()
     features, index = [], []
-    for batch in feed.batches(epoch):
-        name = next(n for n, column in batch.items() if column.dim() >= 4)
-        features.append(gather(method.backbone(batch[name])))
-        index.append(gather(batch["index"]))
-    method.backbone.train(was)
+    with evaluating(method.backbone):
+        for batch in feed.batches(epoch):
+            name = next(n for n, column in batch.items() if column.dim() >= 4)
+            features.append(gather(method.backbone(batch[name])))
+            index.append(gather(batch["index"]))
     return torch.cat(features), torch.cat(index)
 
 
@@ -285,10 +283,8 @@ def embed(method: Method, feed: Feed, epoch: int) -> tuple[Tensor, Tensor]:
 def collapse(method: Method, facts: Facts, batch: Batch, most: int = 512) -> dict[str, float]:
     """The collapse monitors of the backbone in eval mode, on the batch's first two views; of one: no alignment."""
     backbone = method.backbone
-    was = backbone.training
-    backbone.eval()
     seen = [batch[name][:most] for name in list(facts.views)[:2]]
-    pair = [backbone(x[:, : method.frames(x.shape[1])] if x.ndim == 5 else x).float() for x in seen]
-    backbone.train(was)
+    with evaluating(backbone):
+        pair = [backbone(x[:, : method.frames(x.shape[1])] if x.ndim == 5 else x).float() for x in seen]
     values = monitors(pair[0], pair[-1])
     return {name: float(value) for name, value in values.items() if len(pair) == 2 or name != "alignment"}

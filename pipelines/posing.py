@@ -65,9 +65,9 @@ def run_pose(ready: "Ready", of: str) -> Result:
         flip=0.5,
         background=chosen.background or ("keep" if views[0].background == "keep" else "remove"),
     )
-    targets, mirror = labelled(ready, view)
+    targets = labelled(ready, view)
     mean, std = pose.normalization(targets)
-    config = pose.Config(joints=targets.shape[1], mirror=mirror, mean=mean, std=std, frozen=chosen.frozen)
+    config = pose.Config(joints=targets.shape[1], mean=mean, std=std, frozen=chosen.frozen)
     recipe = derived(ready, it.recipe, config, {"image": view}, chosen)
     method = built(ready, recipe, weights_after(ready, "pose", of, recipe)).eval()
     images, rows, predicted, true = estimated(ready, method, view.plain())
@@ -77,17 +77,16 @@ def run_pose(ready: "Ready", of: str) -> Result:
     return figures, {"": png(figure)}
 
 
-def labelled(ready: "Ready", view: TakeView) -> tuple[Tensor, tuple[int, ...]]:
-    """The joints (N, J, 3) of the training moments by every camera, and the mirror's table."""
+def labelled(ready: "Ready", view: TakeView) -> Tensor:
+    """The joints (N, J, 3) of the training moments by every camera."""
     source, data = ready.source("train"), ready.options.data
-    found, mirror = [], None
+    found = []
     for number, good in moments(ready, "train", view, 1):
         stored = read_take(source, number, data.pose)
-        mirror = mirror or stored.mirror
         found += [joints[good] for joints in stored.pose if joints is not None]
-    if not found or mirror is None:
+    if not found:
         raise UserError("there is no training moment whose joints are known: give --data.pose, or other takes")
-    return torch.from_numpy(np.concatenate(found)), mirror
+    return torch.from_numpy(np.concatenate(found))
 
 
 def moments(ready: "Ready", part: "Part", view: TakeView, every: int) -> list[tuple[int, np.ndarray]]:

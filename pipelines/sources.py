@@ -421,14 +421,7 @@ def _open_parquet(filesystem: str, files: list[str], data: Data) -> Source:
     groups = _numbered((path, i, rows) for path, file in parts for i, rows in enumerate(file.sizes) if rows)
     if not groups:
         raise UserError(f"{files[0]} and the {len(files) - 1} other files hold no rows")
-    values = {label for file in described for label in file.labels}
-    strings = {value for value in values if isinstance(value, str)}
-    if strings and len(strings) < len(values):
-        raise UserError(f"column {data.label} holds strings in some files and integers in others")
-    named = [file.names for file in described if file.names]
-    names = tuple(sorted(strings)) or (named[0] if named else None)
-    highest = max((value for value in values if isinstance(value, int)), default=-1)
-    classes = max(len(names or ()), highest + 1) if strings or highest >= 0 else None
+    classes, names = _classes(described, data.label)
     return Source(
         "parquet",
         data.media,
@@ -440,8 +433,22 @@ def _open_parquet(filesystem: str, files: list[str], data: Data) -> Source:
         sum(group.rows for group in groups),
         classes is not None,
         classes,
-        names if classes is not None else None,
+        names,
     )
+
+
+def _classes(described: Sequence[_File], label: str) -> tuple[int | None, tuple[str, ...] | None]:
+    """Their number and names; the sorted values are the names of labels that are strings. None without labels."""
+    values = {value for file in described for value in file.labels}
+    strings = {value for value in values if isinstance(value, str)}
+    if strings and len(strings) < len(values):
+        raise UserError(f"column {label} holds strings in some files and integers in others")
+    named = [file.names for file in described if file.names]
+    names = tuple(sorted(strings)) or (named[0] if named else None)
+    highest = max((value for value in values if isinstance(value, int)), default=-1)
+    if not strings and highest < 0:
+        return None, None
+    return max(len(names or ()), highest + 1), names
 
 
 def _describe(filesystem: str, path: str, data: Data) -> _File:
@@ -553,7 +560,9 @@ def _open_takes(filesystem: str, files: list[str], data: Data, pattern: str) -> 
     if not files:
         raise UserError(f"{pattern}: takes are read from Parquet files: python -m pipelines data takes writes them")
     with ThreadPoolExecutor(REQUESTS) as pool:
-        scenes = [scene for some in pool.map(lambda path: _scenes(filesystem, path, data), files) for scene in some]
+        classes, names = _classes(list(pool.map(lambda path: _describe(filesystem, path, data), files)), data.label)
+        found = pool.map(lambda path: _scenes(filesystem, path, data, names), files)
+        scenes = [scene for some in found for scene in some]
     places: dict[str, _Scene] = {}
     for scene in scenes:
         there = places.setdefault(scene.take.name, scene)
@@ -562,7 +571,6 @@ def _open_takes(filesystem: str, files: list[str], data: Data, pattern: str) -> 
                 f"take {scene.take.name} lies in several row groups ({there.path}:{there.part} and {scene.path}:"
                 f"{scene.part}): python -m pipelines data takes writes each into one"
             )
-    highest = max((scene.take.label for scene in scenes), default=-1)
     groups = _numbered((scene.path, scene.part, scene.moments) for scene in scenes)
     rows = sum(group.rows for group in groups)
     if not rows:
@@ -576,24 +584,26 @@ def _open_takes(filesystem: str, files: list[str], data: Data, pattern: str) -> 
         data.label,
         groups,
         rows,
-        highest >= 0,
-        highest + 1 if highest >= 0 else None,
-        None,
+        classes is not None,
+        classes,
+        names,
         tuple(scene.take for scene in scenes),
     )
 
 
-def _scenes(filesystem: str, path: str, data: Data) -> list[_Scene]:
+def _scenes(filesystem: str, path: str, data: Data, class_names: tuple[str, ...] | None) -> list[_Scene]:
     from pipelines.video import table
 
     scenes = []
     with pq.ParquetFile(path, filesystem=_filesystem(filesystem)) as file:
         names = file.schema_arrow.names
-        _check_columns(file.schema_arrow, path, data)
         for option in ("take", "camera", *(["pose"] if data.pose else [])):
             if getattr(data, option) not in names:
                 told = f"{path} has no column {getattr(data, option)}; its columns are {', '.join(names)}"
                 raise UserError(f"{told}: name one with --data.{option}")
+        for name in sorted({"box", "keypoints", data.pose} & set(names)):
+            if not holds_numbers(column := file.schema_arrow.field(name).type):
+                raise UserError(f"{path}: column {name} is of type {column}, not a list of floats: mend or rename it")
         counted = "num_frames" in names
         wanted = [data.take, data.camera, "num_frames" if counted else data.column]
         wanted += [data.label] if data.label in names else []
@@ -608,8 +618,8 @@ def _scenes(filesystem: str, path: str, data: Data) -> list[_Scene]:
             for name, cameras in by_take.items():
                 places = [cameras[camera] for camera in sorted(cameras)]
                 label = rows[places[0]].get(data.label)
-                if isinstance(label, str):
-                    raise UserError(f"{path}: labels of takes are integers, and {data.label} holds {label!r}")
+                if isinstance(label, str) and class_names:
+                    label = class_names.index(label)
                 take = Take(name, tuple(sorted(cameras)), tuple(places), -1 if label is None else int(label))
                 if counted:
                     moments = max(rows[at]["num_frames"] or 0 for at in places)
@@ -626,6 +636,49 @@ def _length(table: Callable[[bytes], Any], encoded: bytes | None) -> int:
         return 0
 
 
+def holds_numbers(column: pa.DataType) -> bool:
+    """Whether a column's rows are flat lists of numbers."""
+    if not (pa.types.is_list(column) or pa.types.is_large_list(column) or pa.types.is_fixed_size_list(column)):
+        return False
+    return pa.types.is_floating(column.value_type) or pa.types.is_integer(column.value_type)
+
+
+def by_frame(values: Sequence[float] | np.ndarray, name: str, width: int, where: str) -> np.ndarray:
+    """A row's list, `width` values a frame -> float32 (F, width).
+
+    Raises:
+        ValueError: it does not hold whole frames.
+    """
+    found = np.asarray(values, np.float32)
+    if len(found) % width:
+        raise ValueError(f"{where}: {name} holds {len(found)} values, which are not {width} a frame: mend the row")
+    return found.reshape(-1, width)
+
+
+def keypoints_by_frame(
+    values: Sequence[float] | np.ndarray, names: Sequence[str | None], frames: int | None, where: str
+) -> np.ndarray:
+    """A row's `keypoints` -> float32 (F, K, 3). K is the number of `names` (`keypoint_names` of the schema); where
+    there are none, what `frames`, the row's num_frames, leaves.
+
+    Raises:
+        ValueError: the list does not hold whole frames of K, or K cannot be known.
+    """
+    if names:
+        return by_frame(values, "keypoints", 3 * len(names), where).reshape(-1, len(names), 3)
+    if not frames:
+        raise ValueError(
+            f"{where}: how many keypoints a frame has is not known: store num_frames, or keypoint_names (a JSON list) "
+            "in the schema's metadata"
+        )
+    if not len(values) or len(values) % (3 * frames):
+        raise ValueError(
+            f"{where}: keypoints holds {len(values)} values, which are not 3 for each keypoint of {frames} frames: "
+            "mend the row, or store keypoint_names (a JSON list) in the schema's metadata"
+        )
+    return np.asarray(values, np.float32).reshape(frames, -1, 3)
+
+
 class Cameras(NamedTuple):
     """A take as it is stored, a list entry a camera."""
 
@@ -633,7 +686,8 @@ class Cameras(NamedTuple):
     pose: list[np.ndarray | None]
     """float32 (F, J, 3), where they are read."""
     box: list[np.ndarray | None]
-    """float32 (F, 3): centre x, centre y and side in pixels of the video, where the file has them."""
+    """float32 (F, 3): centre x, centre y and side in pixels of the upright video, where the file has them, or
+    keypoints to make them of (see `pipelines.cameras.subject_boxes`)."""
     joints: tuple[str, ...]
     """Their names, from the schema's metadata."""
     mirror: tuple[int, ...]
@@ -643,7 +697,14 @@ class Cameras(NamedTuple):
 
 
 def read_take(source: Source, number: int, pose: str = "") -> Cameras:
-    """The take of group `number`. `pose`: column of the joints, or empty."""
+    """The take of group `number`. `pose`: column of the joints, or empty.
+
+    Raises:
+        UserError: the file cannot be read, or does not say what its joints are.
+        ValueError: joints, boxes or keypoints of a camera that are not whole frames.
+    """
+    from pipelines.cameras import subject_boxes
+
     group, take = source.groups[number], source.takes[number]
     try:
         with pq.ParquetFile(group.path, filesystem=_filesystem(source.filesystem)) as file:
@@ -652,7 +713,8 @@ def read_take(source: Source, number: int, pose: str = "") -> Cameras:
             joints = tuple(json.loads(metadata.get(b"joint_names", b"[]")))
             mirror = tuple(json.loads(metadata.get(b"joint_mirror", b"null")) or range(len(joints)))
             parents = tuple(json.loads(metadata.get(b"joint_parents", b"null")) or [-1] * len(joints))
-            wanted = [source.column, *(name for name in (pose, "box") if name in names)]
+            keypoints = json.loads(metadata.get(b"keypoint_names", b"[]"))
+            wanted = [source.column, *(name for name in (pose, "box", "keypoints", "num_frames") if name in names)]
             rows = file.read_row_group(group.part, columns=wanted, use_threads=False).take(list(take.rows)).to_pydict()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{group.path} cannot be read (part {group.part}): {_brief(error)}") from error
@@ -663,11 +725,20 @@ def read_take(source: Source, number: int, pose: str = "") -> Cameras:
             "each becomes in a mirror) stand in the schema's metadata, as JSON"
         )
 
-    def arrays(name: str, *shape: int) -> list[np.ndarray | None]:
-        values = rows.get(name) or [None] * len(take.rows)
-        return [None if v is None else np.asarray(v, np.float32).reshape(-1, *shape) for v in values]
+    nothing: list[None] = [None] * len(take.rows)
+    places = [f"take {take.name}, camera {camera}" for camera in take.cameras]
 
-    return Cameras(rows[source.column], arrays(pose, len(joints), 3), arrays("box", 3), joints, mirror, parents)
+    def arrays(name: str, width: int) -> list[np.ndarray | None]:
+        pairs = zip(rows.get(name, nothing), places, strict=True)
+        return [None if values is None else by_frame(values, name, width, where) for values, where in pairs]
+
+    joined = [None if one is None else one.reshape(-1, len(joints), 3) for one in arrays(pose, 3 * len(joints))]
+    box = arrays("box", 3)
+    given = zip(rows.get("keypoints", nothing), rows.get("num_frames", nothing), places, strict=True)
+    for camera, (values, frames, where) in enumerate(given):
+        if box[camera] is None and values is not None and frames != 0:  # of 0 frames: a video that is broken
+            box[camera] = subject_boxes(keypoints_by_frame(values, keypoints, frames, where))
+    return Cameras(rows[source.column], joined, box, joints, mirror, parents)
 
 
 # ---------------------------------------------------------------------------------------------- folders

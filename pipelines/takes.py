@@ -19,7 +19,7 @@ from torch import Tensor
 from methods.pose import mirrored
 from methods.takes import PARAMETERS, TakeView, backgrounds
 from pipelines.clips import ends, inspected
-from pipelines.frames import scaled_boxes
+from pipelines.frames import scaled_boxes, upright
 from pipelines.sources import Bad, Cameras, Data, Source, read_take
 from pipelines.video import Table, decode, table
 
@@ -34,6 +34,8 @@ FLIP = PARAMETERS.index("flip")
 class Opened(NamedTuple):
     stored: Cameras
     tables: list[Table]
+    shapes: list[tuple[int, int]]
+    """(H, W) of each camera's frames, in which its boxes are: upright."""
 
     @property
     def each(self) -> list[int]:
@@ -55,13 +57,14 @@ def opened(source: Source, number: int, pose: str) -> Opened:
         ValueError: a camera whose video cannot be opened.
     """
     stored = read_take(source, number, pose)
-    tables = []
-    for camera, encoded in zip(source.takes[number].cameras, stored.videos, strict=True):
+    tables, shapes = [], []
+    for camera, encoded, box in zip(source.takes[number].cameras, stored.videos, stored.box, strict=True):
         try:
-            tables.append(table(encoded or b""))
+            tables.append(of := table(encoded or b""))
+            shapes.append((of.height, of.width) if box is None else upright(encoded or b"", of))
         except ValueError as error:
             raise ValueError(f"camera {camera}: {error}") from error
-    return Opened(stored, tables)
+    return Opened(stored, tables, shapes)
 
 
 def decoded(take: Opened, camera: int, wanted: np.ndarray, data: Data) -> Tensor:
@@ -80,14 +83,18 @@ def background(source: Source, number: int, camera: int, data: Data) -> Tensor:
 
 
 def boxes(take: Opened, camera: Tensor, frame: Tensor, data: Data) -> Tensor | None:
-    """float32 (n, 3): the stored boxes in pixels of decoded frames; None where there are none."""
-    if any(box is None for box in take.stored.box):
+    """float32 (n, 3): stored boxes in pixels of decoded frames, of a camera without one the greatest central square;
+    None where no camera has one."""
+    if all(box is None for box in take.stored.box):
         return None
-    out = torch.empty(len(camera), 3)
+    height, width = data.shape
+    out = torch.tensor([width / 2, height / 2, min(height, width)]).repeat(len(camera), 1)
     for c in camera.unique().tolist():
+        if take.stored.box[c] is None:
+            continue
         mine = camera == c
         found = np.asarray(take.stored.box[c])[frame[mine].numpy()]
-        shape = take.tables[c].height, take.tables[c].width
+        shape = take.shapes[c]
         out[mine] = torch.from_numpy(scaled_boxes(found, shape, (data.size, data.width)))
     return out
 
@@ -97,9 +104,9 @@ def seen(source: Source, number: int, camera: Tensor, frame: Tensor, data: Data)
     take = opened(source, number, data.pose)
     images = torch.empty(len(camera), 3, *data.shape, dtype=torch.uint8)
     for c in camera.unique().tolist():
-        mine = camera == c
+        mine = (camera == c).nonzero()[:, 0]
         wanted, places = frame[mine].unique(return_inverse=True)
-        images[mine] = decoded(take, c, wanted.numpy(), data)[places]
+        images.index_copy_(0, mine, decoded(take, c, wanted.numpy(), data).index_select(0, places))
     return images
 
 
@@ -116,7 +123,7 @@ def looked_at(
         if not needed:
             return None
         unique, places = cameras.unique(return_inverse=True)
-        return torch.stack([background(source, number, c, data) for c in unique.tolist()])[places]
+        return torch.stack([background(source, number, c, data) for c in unique.tolist()]).index_select(0, places)
 
     out = {}
     for (name, view), whole in zip(views.items(), images, strict=True):

@@ -335,7 +335,7 @@ def decode(
     frames = np.empty((len(wanted), 3, height, width), np.uint8)
     picture = _Picture(height, width, square)
     for row, stop, frame in _rows(encoded, table, wanted):
-        frames[row:stop] = picture(frame).transpose(2, 0, 1)
+        frames[row:stop] = picture(frame)
     return frames
 
 
@@ -414,7 +414,7 @@ def _shown(context: VideoCodecContext, packet: Packet | None) -> Iterator[tuple[
 
 
 class _Picture:
-    """VideoFrame -> uint8 (height, width, 3), upright; None keeps the frame's own height or width."""
+    """VideoFrame -> uint8 (3, height, width), upright; None keeps the frame's own height or width."""
 
     def __init__(self, height: int | None, width: int | None, square: bool) -> None:
         self.size, self.square, self.reformatter = (height, width), square, VideoReformatter()
@@ -431,12 +431,18 @@ class _Picture:
             whole = cut
         if whole[0] * whole[1] > MOST_PIXELS:
             raise ValueError(f"frames of {stored[1]} x {stored[0]} are too narrow to be resized to {height} x {width}")
-        rgb = self.reformatter.reformat(frame, whole[1], whole[0], "rgb24", interpolation=_SMOOTH, threads=1)
+        # in planes: the same values as of rgb24, in half the time
+        planar = self.reformatter.reformat(frame, whole[1], whole[0], "gbrp", interpolation=_SMOOTH, threads=1)
         top, left = (whole[0] - cut[0]) // 2, (whole[1] - cut[1]) // 2
-        pixels = rgb.to_ndarray()[top : top + cut[0], left : left + cut[1]]
+        rows, columns = slice(top, top + cut[0]), slice(left, left + cut[1])
+        green, blue, red = (
+            np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[rows, columns]
+            for plane in planar.planes
+        )
+        pixels = np.stack([red, green, blue])
         if turn.swap:
-            pixels = pixels.swapaxes(0, 1)
-        return pixels[:: turn.down, :: turn.right]
+            pixels = pixels.swapaxes(1, 2)
+        return pixels[:, :: turn.down, :: turn.right]
 
 
 class _Turn(NamedTuple):
@@ -496,7 +502,7 @@ def all_key(
     with av.open(file, "w", format="nut" if raw else "matroska") as output:
         stream: VideoStream | None = None
         for row, stop, frame in _runs_once(encoded, table):
-            image = VideoFrame.from_ndarray(np.ascontiguousarray(picture(frame)))
+            image = VideoFrame.from_ndarray(np.ascontiguousarray(picture(frame).transpose(1, 2, 0)))
             if stream is None:
                 quantizer = {} if raw else {"qmin": str(quality), "qmax": str(quality)}
                 stream = cast(VideoStream, output.add_stream("rawvideo" if raw else "mjpeg", 1000, options=quantizer))

@@ -9,7 +9,8 @@ Folders (SOURCE is what --source names):
   with `CLASS_test_split1.txt` (`NAME.avi 1`: 1 train, 2 test, 0 neither).
 - kinetics: `train.csv`, `val.csv` (columns label, youtube_id, time_start, time_end) and anywhere below SOURCE
   `ID_SSSSSS_EEEEEE.mp4` (the times in six digits), or `ID.mp4`; below `SOURCE/train` alone if it is there.
-- takes: `TAKE/CAMERA.mp4`, or Parquet with a column of videos and those that name take and camera.
+- takes: `TAKE/CAMERA.mp4`, or Parquet with a column of videos and those that name take and camera. Of Parquet labels,
+  the lists `box`, `keypoints` and `pose` and the schema's metadata of joints and keypoints are carried over.
 - h36m: `S1/Videos/NAME.CAMERA.mp4` as published (`Directions 1.54138969.mp4`; those that begin with `_` are passed
   over), `S1/Poses/NAME.npy` and `cameras.toml`. A pose file holds floats (F, 17, 3) in the order of
   `pipelines.bodies.JOINTS`, or (F, 32, 3) in Human3.6M's own: millimetres of the world. `cameras.toml` has a table
@@ -20,11 +21,12 @@ Folders (SOURCE is what --source names):
 
 import csv
 import io
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -36,7 +38,7 @@ from pipelines import bodies
 from pipelines.cameras import Camera, boxes, camera, read_tables
 from pipelines.errors import UserError
 from pipelines.motions import MOTIONS, clip
-from pipelines.sources import VIDEOS
+from pipelines.sources import VIDEOS, _class_names, _classes, _File, _plain, by_frame, holds_numbers, keypoints_by_frame
 
 GROUP_OF_PICTURES = 12  # frames from a key frame to the next, in what is encoded here
 
@@ -101,16 +103,18 @@ def motion(seed: int, split: int, row: int, size: int) -> tuple[bytes, int, int]
     return encode(frames), label, len(frames)
 
 
-TRAINED, TESTED = 8, 4
+TRAINED, TESTED = 16, 4
 """Subjects of poses in the train and in the test split."""
 
 
-def pose_rig(seed: int, size: int) -> dict[str, Camera]:
+def pose_rig(seed: int, size: int, angle: float) -> dict[str, Camera]:
     """The cameras of poses, the same in all takes and both splits."""
-    return bodies.rig(size, np.random.default_rng([seed, 0]))
+    return bodies.rig(size, np.random.default_rng([seed, 0]), angle)
 
 
-def pose_take(seed: int, split: int, number: int, frames: int, size: int, varied: bool) -> Iterator[tuple]:
+def pose_take(
+    seed: int, split: int, number: int, frames: int, size: int, varied: bool, angle: float
+) -> Iterator[tuple]:
     """A take of poses -> a row a camera: take, camera, video, num_frames, label, pose, box.
 
     Subjects go round. Static backgrounds are one a camera, in all takes; varied ones are new in each take.
@@ -120,7 +124,7 @@ def pose_take(seed: int, split: int, number: int, frames: int, size: int, varied
     body = bodies.subject(np.random.default_rng([seed, 1, person]))
     joints, axes = bodies.move(body, frames, rng)
     shapes = bodies.capsules(body, joints, axes)
-    for i, (name, lens) in enumerate(pose_rig(seed, size).items()):
+    for i, (name, lens) in enumerate(pose_rig(seed, size, angle).items()):
         background = bodies.room(size, rng if varied else np.random.default_rng([seed, 3, i]))
         video = encode(bodies.render(shapes, lens, background))
         pose, box = lens.to_camera(joints), boxes(lens.project(joints))
@@ -246,12 +250,18 @@ def kinetics(root: Path, split: str, allow_missing: bool) -> Listed:
 # ------------------------------------------------------------------------------------------------- takes
 
 
+def _no_lists() -> dict[str, np.ndarray | None]:
+    return {}
+
+
 class View(NamedTuple):
     """A camera's part of a take."""
 
     camera: str
     read: Callable[[], bytes]
     where: str
+    lists: Callable[[], Mapping[str, np.ndarray | None]] = _no_lists
+    """Columns of a value a frame and more -> float32 (F, width), None where the row has none."""
 
 
 Takes = dict[str, list[View]]
@@ -262,8 +272,9 @@ class Common(NamedTuple):
     frames: int  # that all have
 
 
-def in_step(views: list[View], slack: int, also: int | None = None) -> Common:
-    """The videos of a take, and the number of their common first frames. also: frames of its poses.
+def in_step(views: list[View], slack: int, also: Mapping[str, int] | None = None) -> Common:
+    """The videos of a take, and the number of their common first frames. also: frames of what else there is, as of its
+    poses, by its name.
 
     Raises:
         ValueError: a video that cannot be opened, or numbers of frames that differ by more than `slack`.
@@ -275,8 +286,7 @@ def in_step(views: list[View], slack: int, also: int | None = None) -> Common:
             counts[view.camera] = count_frames(video)
         except ValueError as error:
             raise ValueError(f"{view.where} is no video: {error}") from error
-    if also is not None:
-        counts["the poses"] = also
+    counts |= also or {}
     least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[most] - counts[least] > slack or not counts[least]:
         raise ValueError(f"{least} has {counts[least]} frames, {most} has {counts[most]}")
@@ -332,29 +342,81 @@ def folder_takes(root: Path) -> Takes:
     return takes
 
 
-def stored_takes(files: list[Path], take: str | None) -> tuple[Takes, dict[str, int | None]]:
-    """Parquet with the columns video, camera, `take` (None: `take`, or `scene`), perhaps label -> takes, labels."""
+LISTS = ("box", "keypoints", "pose")
+"""Columns of lists that go on frame by frame."""
+CARRIED = ("joint_names", "joint_parents", "joint_mirror", "keypoint_names", "cameras")
+"""Of the schema's metadata, JSON each."""
+
+
+class StoredTakes(NamedTuple):
+    takes: Takes
+    labels: dict[str, int | None]
+    class_names: tuple[str, ...] | None
+    lists: tuple[str, ...]
+    """Those of `LISTS` that some file has."""
+    metadata: dict[str, object]
+    """Those of `CARRIED` that there are, the same in all files."""
+
+
+def stored_takes(files: list[Path], take: str | None) -> StoredTakes:
+    """Parquet with the columns video, camera, `take` (None: `take`, or `scene`), perhaps label, num_frames and `LISTS`.
+
+    Labels that are strings become the numbers of their sorted values, as of --data.label.
+
+    Raises:
+        UserError: a column that is missing or of a wrong type, a take and camera twice, files whose metadata differ.
+    """
     takes: Takes = {}
-    labels: dict[str, int | None] = {}
+    labels: dict[str, int | str | None] = {}
+    described: list[_File] = []
+    there: set[str] = set()
+    metadata: dict[str, object] = {}
     for file in files:
         with pq.ParquetFile(file) as stored:
-            names = stored.schema_arrow.names
+            schema, names = stored.schema_arrow, stored.schema_arrow.names
             column = take or next((name for name in ("take", "scene") if name in names), "take")
             if missing := [name for name in (column, "camera", "video") if name not in names]:
                 raise UserError(
                     f"{file} has no column {missing[0]}; its columns are {', '.join(names)}: --take names that of takes"
                 )
-            labelled = "label" in names and pa.types.is_integer(stored.schema_arrow.field("label").type)
-            wanted = [column, "camera", *(["label"] if labelled else [])]
+            lists = [name for name in LISTS if name in names]
+            for name in lists:
+                if not holds_numbers(schema.field(name).type):
+                    raise UserError(f"{file}: column {name} is of type {schema.field(name).type}, not a list of floats")
+            there |= {*lists}
+            own = {key: json.loads((schema.metadata or {}).get(key.encode(), b"null")) for key in CARRIED}
+            own = {key: value for key, value in own.items() if value is not None}
+            if "pose" in lists and not own.get("joint_names"):
+                raise UserError(f"{file} has a column pose, but no joint_names (a JSON list) in the schema's metadata")
+            if file == files[0]:
+                metadata = own
+            if differing := [key for key in CARRIED if own.get(key) != metadata.get(key)]:
+                raise UserError(f"{file}: {differing[0]} of its metadata is not that of {files[0]}: give one by one")
+            labelled = "label" in names and _is_label(schema.field("label").type)
+            if labelled:
+                values = _plain(stored.read(columns=["label"])["label"]).unique().drop_null().to_pylist()
+                described.append(_File([], values, _class_names(schema, "label")))
+            counted = ["num_frames"] if "num_frames" in names else []
+            wanted = [column, "camera", *counted, *(["label"] if labelled else [])]
             for group in range(stored.num_row_groups):
-                for row, values in enumerate(stored.read_row_group(group, columns=wanted).to_pylist()):
-                    name, lens = str(values[column]), str(values["camera"])
+                for row, found in enumerate(stored.read_row_group(group, columns=wanted).to_pylist()):
+                    name, lens = str(found[column]), str(found["camera"])
                     views = takes.setdefault(name, [])
                     if lens in {view.camera for view in views}:
                         raise UserError(f"{file} has take {name}, camera {lens} twice: --take names takes' column")
-                    views.append(View(lens, _reader(file, group, row), f"{file}, take {name}, camera {lens}"))
-                    labels[name] = values.get("label")
-    return takes, labels
+                    where = f"{file}, take {name}, camera {lens}"
+                    read = _reader(file, group, row)
+                    rest = _lists_reader(file, group, row, lists, own, found.get("num_frames"), read, where)
+                    views.append(View(lens, read, where, rest))
+                    labels[name] = found.get("label")
+    _, classes = _classes(described, "label")
+    numbered = {k: (classes or ()).index(v) if isinstance(v, str) else v for k, v in labels.items()}
+    return StoredTakes(takes, numbered, classes, tuple(name for name in LISTS if name in there), metadata)
+
+
+def _is_label(column: pa.DataType) -> bool:
+    inner = column.value_type if pa.types.is_dictionary(column) else column
+    return pa.types.is_integer(inner) or pa.types.is_string(inner) or pa.types.is_large_string(inner)
 
 
 def _reader(file: Path, group: int, row: int) -> Callable[[], bytes]:
@@ -367,22 +429,77 @@ def _reader(file: Path, group: int, row: int) -> Callable[[], bytes]:
     return read
 
 
+def _lists_reader(
+    file: Path,
+    group: int,
+    row: int,
+    lists: list[str],
+    metadata: Mapping[str, Any],
+    counted: int | None,
+    video: Callable[[], bytes],
+    where: str,
+) -> Callable[[], dict[str, np.ndarray | None]]:
+    """Without names in the metadata a list has as many frames as num_frames, `counted`, says, else as the video has."""
+
+    def read() -> dict[str, np.ndarray | None]:
+        joints, keys = metadata.get("joint_names", []), metadata.get("keypoint_names", [])
+        found: dict[str, np.ndarray | None] = {}
+        for name in lists:
+            value = _lists(file, group, name)[row]
+            if not value.is_valid:
+                found[name] = None
+                continue
+            values = value.values.to_numpy(zero_copy_only=False)
+            if name == "box":
+                found[name] = by_frame(values, name, 3, where)
+            elif name == "pose":
+                found[name] = by_frame(values, name, 3 * len(joints), where)
+            else:
+                frames = counted or (None if keys else count_frames(video()))
+                points = keypoints_by_frame(values, keys, frames, where)
+                found[name] = points.reshape(len(points), -1)
+        return found
+
+    return read
+
+
 @lru_cache(maxsize=2)
 def _videos(file: Path, group: int) -> pa.ChunkedArray:
+    return _column(file, group, "video")
+
+
+@lru_cache(maxsize=2 * len(LISTS))
+def _lists(file: Path, group: int, name: str) -> pa.ChunkedArray:
+    return _column(file, group, name)
+
+
+def _column(file: Path, group: int, name: str) -> pa.ChunkedArray:
     with pq.ParquetFile(file) as stored:
-        return stored.read_row_group(group, columns=["video"])["video"]
+        return stored.read_row_group(group, columns=[name])[name]
 
 
 def take_rows(
-    takes: Takes, labels: Mapping[str, int | None] | None, slack: int, allow_missing: bool
+    takes: Takes,
+    labels: Mapping[str, int | None] | None,
+    slack: int,
+    allow_missing: bool,
+    lists: Sequence[str] = (),
 ) -> Iterator[tuple]:
-    """Rows take, camera, video, num_frames and, with `labels`, label; cameras in sorted order."""
+    """Rows take, camera, video, num_frames and, with `labels`, label, then `lists`, of num_frames frames each; cameras
+    in sorted order."""
 
     def rows(name: str, views: list[View]) -> list[tuple]:
         views = sorted(views, key=lambda view: view.camera)
-        common = in_step(views, slack)
+        found = {view.camera: view.lists() for view in views}
+        also = {f"{k} of {c}": len(v) for c, some in found.items() for k, v in some.items() if v is not None}
+        common = in_step(views, slack, also)
         label = () if labels is None else (labels[name],)
-        return [(name, v.camera, video, common.frames, *label) for v, video in zip(views, common.videos, strict=True)]
+        result = []
+        for view, video in zip(views, common.videos, strict=True):
+            values = (found[view.camera].get(k) for k in lists)
+            cut = (None if v is None else v[: common.frames].ravel() for v in values)
+            result.append((name, view.camera, video, common.frames, *label, *cut))
+        return result
 
     return _kept(takes, rows, allow_missing)
 
@@ -442,7 +559,7 @@ def h36m_rows(
 
         def rows(name: str, views: list[View], subject: Subject = subject) -> list[tuple]:
             world = _h36m_pose(root / subject.name / "Poses" / f"{name.partition('/')[2]}.npy")
-            common = in_step(views, slack, len(world))
+            common = in_step(views, slack, {"the poses": len(world)})
             world = world[: common.frames]
             kept = moved(world, least_motion)
             result = []

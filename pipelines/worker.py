@@ -15,7 +15,7 @@ import pipelines.recipe as recipes
 from methods.backbones import channels_last
 from methods.method import Batch, Clock, Facts, Method
 from methods.metrics.knn import knn
-from methods.parts import set_batch_norm
+from methods.parts import evaluating, set_batch_norm
 from pipelines.errors import UserError
 from pipelines.features import central
 from pipelines.feed import Feed, ResidentFeed, Share, StreamFeed, bytes_of, gathered
@@ -294,16 +294,14 @@ class Recorder:
     @torch.no_grad()
     def knn(self) -> float:
         backbone = self.training.method.backbone
-        was = backbone.training
-        backbone.eval()
         size = self.training.method.pixels(next(iter(self.task.facts.views.values()))[0][-1])  # as in `evaluate`
         features, labels = {}, {}
         for part, blocks in (self.task.probe or {}).items():
             columns = gathered(blocks)
             images = central(columns["image"], min(size, columns["image"].shape[-1]))
-            pieces = [backbone(some.to(self.training.device)) for some in images.split(500)]
+            with evaluating(backbone):
+                pieces = [backbone(some.to(self.training.device)) for some in images.split(500)]
             features[part], labels[part] = torch.cat(pieces), columns["label"].to(self.training.device)
-        backbone.train(was)
         return knn(features["train"], labels["train"], features["test"], labels["test"])["top1"]
 
     def views(self, batch: Batch) -> None:

@@ -57,9 +57,9 @@ def multiview_poses() -> Recipe:
     """
     return multiview_h36m().with_(
         backbone="resnet18:large",
-        data={"size": 96},
+        data={"size": 128},
         views={role: view for role, view in _views(48).items()},
-        optimizers={"model": {"lr": 5e-4, "final_lr": 5e-7}},
-        epochs=20,
+        optimizers={"model": {"lr": 2e-4, "final_lr": 2e-7}},
+        epochs=12,
         batch_size=32,
     )

@@ -35,7 +35,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {  # of methods that these do not fit
     "autoencoder": {"widths": CODE},
     "artifacts": {"autoencoder": autoencoder.Config(widths=CODE), "history": 10, "hidden": 8},
     "dfgan": {"width": 0.05, "latent": 6},
-    "pose": {"joints": 4, "mirror": (0, 1, 3, 2), "frozen": 0},
+    "pose": {"joints": 4, "frozen": 0},
     "timing": {"frames": 4, "most_offset": 1, "most_gap": 2, "head": (8,), "layer": "conv"},
 }
 ONE = ("supervised", *OWN)

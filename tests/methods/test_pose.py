@@ -22,10 +22,7 @@ from methods.method import Clock, Facts
 from methods.metrics.pose import mpjpe, nmpjpe, pmpjpe
 from methods.metrics.skeleton import COLOURS, side, skeleton_figure
 from methods.pose import (
-    HUMAN36M,
     METHOD,
-    MIRROR,
-    PARENTS,
     Config,
     Pose,
     centred_camera,
@@ -34,10 +31,11 @@ from methods.pose import (
     normalization,
     pose_loss,
 )
+from pipelines.bodies import JOINTS, MIRROR, PARENTS
 
 CLOCK = Clock(step=0, total_steps=10, steps_per_epoch=5, epoch=0, seed=0)
 METRICS = (mpjpe, nmpjpe, pmpjpe)
-SMALL = Config(joints=4, root=1, mirror=(0, 1, 3, 2), frozen=0)
+SMALL = Config(joints=4, root=1, frozen=0)
 seeds = st.integers(0, 2**31)
 fast = settings(max_examples=60, deadline=None)
 
@@ -265,16 +263,6 @@ def test_mirroring(seed: int) -> None:
     assert torch.equal(found[:, 0, 0], -pose[:, 0, 0])
 
 
-def test_the_joints_of_human36m() -> None:
-    assert len(HUMAN36M) == len(PARENTS) == len(MIRROR) == Config().joints
-    swap = {"left": "right", "right": "left"}
-    for joint, name in enumerate(HUMAN36M):
-        word, _, rest = name.partition(" ")
-        assert HUMAN36M[MIRROR[joint]] == (f"{swap[word]} {rest}" if rest else name)
-        parent, image = PARENTS[joint], PARENTS[MIRROR[joint]]
-        assert image == (MIRROR[parent] if parent >= 0 else -1)
-
-
 # --------------------------------------------------------------------------------------- the method
 
 
@@ -292,7 +280,7 @@ def batch(joints: int = 4, n: int = 6) -> dict[str, Tensor]:
 
 def normalized(poses: Tensor) -> Config:
     mean, std = normalization(poses, root=1)
-    return Config(joints=4, root=1, mirror=(0, 1, 3, 2), mean=mean, std=std, frozen=0)
+    return Config(joints=4, root=1, mean=mean, std=std, frozen=0)
 
 
 def test_the_loss_by_hand() -> None:
@@ -366,8 +354,6 @@ def test_frozen_stages_stay(frozen: int) -> None:
     before = copy.deepcopy(backbone.state_dict())
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (2, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    backbone.eval()
-    backbone.train()  # as whoever looked at it leaves it
     method({"image": images, "pose": seen(2)}, CLOCK, "model").loss.backward()
     optimizer = torch.optim.SGD(method.parameters_of("model"), lr=1e-3)
     optimizer.step()
@@ -395,9 +381,6 @@ def test_wrong_options_are_refused() -> None:
     wrong: list[tuple[dict[str, object], str]] = [
         ({"joints": 1}, "method.joints"),
         ({"root": 17}, "method.root"),
-        ({"joints": 4}, "method.mirror"),
-        ({"mirror": (0, *range(2, 17), 1)}, "method.mirror swaps"),
-        ({"root": 1}, "method.mirror swaps .* keeps the root"),
         ({"mean": (0.0,) * 51}, "method.mean.* 48; got 51"),
         ({"std": (1.0,) * 3}, "method.std"),
         ({"std": (0.0,) * 48}, "method.std is above 0"),
@@ -435,7 +418,7 @@ def test_skeletons(channels: int) -> None:
     predicted = target.clone()
     predicted[1, 3] += torch.tensor([0.0, 170.0, 0.0])  # a mean of 10 mm
     images = torch.zeros(2, channels, 12, 8, dtype=torch.uint8)
-    figure = skeleton_figure(images, predicted, target, PARENTS, names=HUMAN36M)
+    figure = skeleton_figure(images, predicted, target, PARENTS, names=JOINTS)
     [axis] = figure.axes
     written = [text.get_text() for text in axis.texts]
     titles = ["true, front", "true, side", "predicted, front", "predicted, side"]

@@ -12,6 +12,7 @@ from torch import nn
 from methods import backbones
 from methods.backbones import Backbone
 from methods.method import Clock, Facts
+from methods.parts import evaluating
 from methods.supervised import METHOD, Config, Supervised, map_classifier, pooled
 
 CLOCK = Clock(step=0, total_steps=10, steps_per_epoch=5, epoch=0, seed=0)
@@ -236,10 +237,12 @@ def test_frozen_stays_frozen_where_batch_norm_is_replaced() -> None:
 
 
 def test_frozen_stays_frozen_after_the_backbone_was_looked_at() -> None:
-    """The loop's monitors put the backbone into eval mode and back."""
+    """As the loop's monitors do."""
     method = layered(freeze_backbone=False, from_layer="conv3").train()
-    method.backbone.eval()
-    method.backbone.train()
+    modes = [module.training for module in method.modules()]
+    with evaluating(method.backbone):
+        assert not any(module.training for module in method.backbone.modules())
+    assert [module.training for module in method.modules()] == modes
     before = copy.deepcopy(method.backbone.network.state_dict())
     move(method, 1)
     after = method.backbone.network.state_dict()

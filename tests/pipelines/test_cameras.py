@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.cameras import boxes, camera, read_calibration
+from pipelines.cameras import boxes, camera, read_calibration, subject_boxes
 from pipelines.errors import UserError
 
 FILE = """
@@ -83,6 +83,22 @@ def test_boxes():
     nan = np.nan
     pixels = np.array([[(0, 0), (4, 2), (nan, 7)], [(nan, nan)] * 3])
     np.testing.assert_allclose(boxes(pixels), [(2, 1, 5), (nan, nan, nan)])
+
+
+def test_boxes_of_keypoints():
+    """Found are (0, 0) and (4, 2) of frame 1, (10, 10) and (10, 18) of frame 4: centres (2, 1), (10, 14), sides 5, 10.
+
+    Frame 0 and 2 are next to 1, frame 3 and 5 next to 4. Frame 2 has one keypoint, which has no extent.
+    """
+    nan, inf = np.nan, np.inf
+    first, last = [(0, 0, 0.1), (4, 2, 1), (90, 90, 0)], [(10, 10, 1), (10, 18, 0.5), (nan, 1, 1)]
+    none, one = [(5, 5, 0), (9, 9, nan), (inf, 9, 1)], [(7, 7, 1), (1, 1, 0), (1, 1, 0)]
+    keypoints = np.array([none, first, one, none, last, none], np.float32)
+    found, between = subject_boxes(keypoints), subject_boxes(keypoints[[1, 0, 4]])
+    assert found is not None and between is not None and found.dtype == np.float32
+    np.testing.assert_allclose(found, [(2, 1, 5)] * 3 + [(10, 14, 10)] * 3)
+    np.testing.assert_allclose(between[1], (2, 1, 5))  # as far from both: the earlier
+    assert subject_boxes(keypoints[[0, 2]]) is None and subject_boxes(keypoints[:0]) is None
 
 
 @pytest.mark.skipif("RAYSSL_DATA" not in os.environ, reason="RAYSSL_DATA names no folder of real data")

@@ -178,6 +178,26 @@ def test_moments_are_the_frames_that_their_parameters_name(takes: Path) -> None:
     assert (removed[:, :, 0] == 0).mean() > 0.9 and removed.max() > 200
 
 
+def test_boxes_are_those_of_the_upright_picture_and_a_camera_without_one_shows_its_middle(tmp_path: Path) -> None:
+    """Three cameras film the same; the second lies on its side, the third has no box, and the first and it differ."""
+    shown = np.full((8, 48, 32, 3), 40, np.uint8)
+    shown[:, 8:16, 20:28] = 230
+    options = {"crf": "5", "threads": "1", "preset": "veryfast"}
+    upright = encoded_video(shown, "libx264", "mp4", options=options)
+    turned = encoded_video(np.rot90(shown, -1, (1, 2)), "libx264", "mp4", options=options, degrees=90)
+    box = [24.0, 12.0, 12.0] * 8
+    rows = {"take": ["a"] * 3, "camera": ["c0", "c1", "c2"], "video": [upright, turned, upright]}
+    pq.write_table(pa.table({**rows, "box": [box, box, None]}), tmp_path / "takes.parquet")
+    data = dataclasses.replace(TAKE, size=32, width=None)
+    source = open_source(str(tmp_path / "takes.parquet"), data)
+    view = {"image": TakeView("image", 12, cameras="one", background="keep", flip=0.0)}
+    first, second, third = (
+        MakeMoments(source, data, view, 0, 0, camera)([Piece(0, np.arange(8))])["image"][0] for camera in range(3)
+    )
+    assert abs(first.astype(int) - second).max() < 12 and (first[:, 4:8, 4:8] > 200).all()
+    assert (third > 135).mean() == pytest.approx(8 / 32 * 8 / 32, abs=0.02)  # the whole width
+
+
 def test_joints_travel_with_the_moment_and_are_mirrored_with_it(takes: Path) -> None:
     data = dataclasses.replace(TAKE, pose="pose")
     source = open_source(str(takes), data)

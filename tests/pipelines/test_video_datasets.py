@@ -2,19 +2,24 @@
 
 import io
 import json
+import os
 from collections import Counter
+from pathlib import Path
 
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines import datasets, video_datasets
 from pipelines.bodies import JOINTS
+from pipelines.cameras import read_calibration
 from pipelines.datasets import DatasetOptions, write
 from pipelines.errors import UserError
 from pipelines.motions import MOTIONS
+from pipelines.sources import Data, open_source, read_take
 from pipelines.video_datasets import count_frames, encode
 
 
@@ -232,6 +237,176 @@ def test_takes_of_parquet_are_regrouped(tmp_path):
         write("takes", DatasetOptions(str(tmp_path / "b"), str(tmp_path / "bad.parquet")))
     with pytest.raises(UserError, match="no file"):
         write("takes", DatasetOptions(str(tmp_path / "b"), str(tmp_path / "none.parquet")))
+
+
+NAMED = {
+    "joint_names": json.dumps(["root", "head"]),
+    "joint_parents": "[-1, 0]",
+    "joint_mirror": "[0, 1]",
+    "keypoint_names": json.dumps(["nose", None]),
+}
+
+
+def listed(path, counts=(3, 4), metadata=NAMED, **changed):
+    """A take of a camera for each number of frames, with a box, 2 keypoints and 2 joints in each of them."""
+    rows = {
+        "take": ["t"] * len(counts),
+        "camera": [f"c{i}" for i in range(len(counts))],
+        "video": [encode(frames(n, i)) for i, n in enumerate(counts)],
+        "num_frames": [*counts],
+        "box": [np.arange(3.0 * n).tolist() for n in counts],
+        "keypoints": [[4.0, 2, 1, 12, 6, 0.5] * n for n in counts],
+        "pose": [np.arange(6.0 * n).tolist() for n in counts],
+    }
+    rows = {name: column for name, column in {**rows, **changed}.items() if column is not None}
+    pq.write_table(pa.table(rows).replace_schema_metadata(metadata), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("names", [True, False])
+@pytest.mark.parametrize("counted", [True, False])
+def test_lists_of_takes_are_carried_over(tmp_path, names, counted):
+    """Of 3 and 4 frames the first 3 count, of the lists too; what says K is the metadata, num_frames or the video."""
+    metadata = {name: text for name, text in NAMED.items() if names or name != "keypoint_names"}
+    more = {} if counted else {"num_frames": None}
+    source = listed(tmp_path / "some.parquet", metadata=metadata, **more)
+    (path,) = write("takes", DatasetOptions(str(tmp_path / "to"), source))
+    written = pq.read_table(path)
+    assert {k.decode(): v.decode() for k, v in written.schema.metadata.items()} == metadata
+    row = written.to_pylist()[1]
+    assert row["num_frames"] == 3 and row["box"] == list(range(9)) and row["pose"] == list(range(18))
+    assert row["keypoints"] == [4.0, 2, 1, 12, 6, 0.5] * 3
+    take = read_take(open_source(str(path), Data(media="take", pose="pose")), 0, "pose")
+    assert np.asarray(take.pose[1]).shape == (3, 2, 3)
+    np.testing.assert_array_equal(take.box[1], [[0, 1, 2], [3, 4, 5], [6, 7, 8]])
+
+
+def test_lists_that_some_rows_lack(tmp_path):
+    source = listed(tmp_path / "some.parquet", box=[None, [1.0] * 12], pose=None, keypoints=None)
+    (path,) = write("takes", DatasetOptions(str(tmp_path / "to"), source))
+    written = pq.read_table(path)
+    assert written["box"].to_pylist() == [None, [1.0] * 9] and "pose" not in written.column_names
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"box": [[1.0] * 7, None]}, r"take t: .*camera c0: box holds 7 values, which are not 3 a frame"),
+        ({"keypoints": [[1.0] * 7, None]}, r"camera c0: keypoints holds 7 values, which are not 6 a frame"),
+        ({"box": [[1.0] * 90, None]}, r"take t: c0 has 3 frames, box of c0 has 30"),
+        ({"pose": ["here", "there"]}, "column pose is of type string, not a list of floats"),
+        ({"metadata": {}}, "has a column pose, but no joint_names"),
+        ({"metadata": {}, "pose": None, "keypoints": [None, [1.0] * 10]}, "not 3 for each keypoint of 4 frames"),
+    ],
+)
+def test_bad_lists_of_takes(tmp_path, changed, says):
+    with pytest.raises(UserError, match=says):
+        write("takes", DatasetOptions(str(tmp_path / "to"), listed(tmp_path / "some.parquet", **changed)))
+
+
+def test_files_of_takes_that_name_other_joints(tmp_path):
+    listed(tmp_path / "a.parquet")
+    listed(tmp_path / "b.parquet", metadata={**NAMED, "joint_mirror": "[1, 0]"})
+    with pytest.raises(UserError, match=r"b\.parquet: joint_mirror of its metadata is not that of .*a\.parquet"):
+        write("takes", DatasetOptions(str(tmp_path / "to"), str(tmp_path)))
+
+
+def test_string_labels_of_takes(tmp_path):
+    """Their sorted values are the classes, in what is read as in what `data takes` writes; a take may have none."""
+    rows = [
+        {"video": encode(frames(3, i)), "camera": f"c{i}", "take": f"t{take}", "label": label}
+        for take, label in enumerate(("walk", "run", "walk"))
+        for i in range(2)
+    ]
+    source = tmp_path / "some.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), source, row_group_size=2)
+    (path,) = write("takes", DatasetOptions(str(tmp_path / "to"), str(source)))
+    for file in (source, path):
+        opened = open_source(str(file), Data(media="take"))
+        assert (opened.labelled, opened.classes, opened.class_names) == (True, 2, ("run", "walk"))
+        assert [take.label for take in opened.takes] == [1, 0, 1]
+    assert pq.read_schema(path).field("label").type == pa.int32()
+    coded = pa.array(["walk", "walk", None, None, "run", "run"]).dictionary_encode()
+    pq.write_table(pa.Table.from_pylist(rows).set_column(3, "label", coded), source, row_group_size=2)
+    assert [take.label for take in open_source(str(source), Data(media="take")).takes] == [1, -1, 0]
+
+
+def test_numbered_labels_of_takes_have_the_names_of_the_file(tmp_path):
+    source = listed(tmp_path / "some.parquet", label=[1, 1], metadata={"class_names": '["a", "b", "c"]'})
+    opened = open_source(source, Data(media="take"))
+    assert (opened.classes, opened.class_names, opened.takes[0].label) == (3, ("a", "b", "c"), 1)
+    none = open_source(listed(tmp_path / "none.parquet", metadata={"class_names": '["a"]'}), Data(media="take"))
+    assert (none.labelled, none.classes, none.class_names) == (False, None, None)
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_boxes_are_made_of_keypoints_where_there_are_none(tmp_path, names):
+    """(4, 2) and (12, 6): centre (8, 4), side 1.25 * 8. Camera c1 has a box, c2 no keypoint that was found, c3 none."""
+    point = [4.0, 2, 1, 12, 6, 0.5]
+    source = listed(
+        tmp_path / "some.parquet",
+        (3, 3, 3, 3),
+        NAMED if names else {},
+        keypoints=[[0.0] * 6 + point * 2, point * 3, [0.0] * 18, None],
+        box=[None, [8.0] * 9, None, None],
+        pose=None,
+    )
+    box = read_take(open_source(source, Data(media="take")), 0).box
+    np.testing.assert_allclose(np.array(box[:2]), [[(8, 4, 10)] * 3, [(8, 8, 8)] * 3])
+    assert box[2:] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"keypoints": [[1.0] * 7, None]}, "take t, camera c0: keypoints holds 7 values, which are not 6 a frame"),
+        (
+            {"metadata": {}},
+            r"take t, camera c1: keypoints .* 10 values, .* of 4 frames: mend the row, or store",
+        ),
+        (
+            {"metadata": {}, "num_frames": None},
+            "c0: how many keypoints a frame has is not known: store num_frames",
+        ),
+        ({"box": [None, [1.0] * 4]}, "take t, camera c1: box holds 4 values, which are not 3 a frame"),
+    ],
+)
+def test_bad_keypoints_are_told(tmp_path, changed, says):
+    defaults = {"box": None, "pose": None, "keypoints": [[1.0] * 18, [1.0] * 10 if "metadata" in changed else None]}
+    source = listed(tmp_path / "some.parquet", **{**defaults, **changed})
+    with pytest.raises(ValueError, match=says):
+        read_take(open_source(source, Data(media="take")), 0)
+
+
+def test_columns_of_takes_that_are_no_lists(tmp_path):
+    source = listed(tmp_path / "some.parquet", keypoints=["here", "there"])
+    with pytest.raises(UserError, match="column keypoints is of type string, not a list of floats"):
+        open_source(source, Data(media="take"))
+
+
+@pytest.mark.skipif("RAYSSL_DATA" not in os.environ, reason="RAYSSL_DATA names no folder of real data")
+def test_boxes_of_real_keypoints(tmp_path):
+    """Keypoints are in pixels of the calibration's frames, 1088 wide; two of the four videos are 1080 wide."""
+    folder = Path(os.environ["RAYSSL_DATA"]) / "multiview"
+    flat = pq.read_table(folder / "pose2d_single_person.parquet")
+    videos = pq.read_table(folder / "videos.parquet").filter(pc.field("scene") == "single_person")
+    lenses, points = read_calibration(folder / "calibration.toml"), []
+    for row in videos.to_pylist():
+        mine = flat.filter(pc.field("camera") == row["camera"]).sort_by("frame")
+        found = np.stack(mine["keypoints2d"].to_numpy()).reshape(-1, 25, 3)
+        width, height = lenses[row["camera"].replace("cam", "cam_")].size
+        points.append(found * [row["width"] / width, row["height"] / height, 1])
+    column = pa.array([p.ravel().astype(np.float32) for p in points], pa.list_(pa.float32()))
+    pq.write_table(videos.append_column("keypoints", column), tmp_path / "source.parquet")
+    (path,) = write("takes", DatasetOptions(str(tmp_path / "to"), str(tmp_path / "source.parquet")))
+    take = read_take(open_source(str(path), Data(media="take")), 0)
+    for lens, (keypoints, stored) in enumerate(zip(points, take.box, strict=True)):
+        box = np.asarray(stored)
+        assert box.shape == (100, 3) and np.isfinite(box).all() and (box[:, 2] > 100).all()
+        seen = keypoints[..., 2] > 0
+        apart = np.abs(keypoints[..., :2] - box[:, None, :2]).max(-1)
+        assert (apart[seen] <= np.broadcast_to(box[:, None, 2] / 2, seen.shape)[seen]).all(), lens
+    assert min((p[..., 2] > 0).any(1).sum() for p in points) == 99  # a frame of some camera shows nobody
 
 
 # --------------------------------------------------------------------------------------------- Human3.6M
