@@ -70,9 +70,12 @@ def run_pose(ready: "Ready", of: str) -> Result:
     config = pose.Config(joints=targets.shape[1], mean=mean, std=std, frozen=chosen.frozen)
     recipe = derived(ready, it.recipe, config, {"image": view}, chosen)
     method = built(ready, recipe, weights_after(ready, "pose", of, recipe)).eval()
-    images, rows, predicted, true = estimated(ready, method, view.plain())
+    there = moments(ready, "test", view.plain(), chosen.every)
+    if not there:
+        raise UserError("there is no test moment whose joints are known: give --data.pose, or other takes")
+    images, rows, predicted, true = estimated(ready, method, view.plain(), there)
     figures: dict[str, Any] = {**pose.errors(predicted, true), "labels": len(targets), "images": len(true)}
-    stored = read_take(ready.source("test"), 0, ready.options.data.pose)
+    stored = read_take(ready.source("test"), there[0][0], ready.options.data.pose)
     figure = skeleton_figure(images, predicted[rows], true[rows], stored.parents, names=stored.joints)
     return figures, {"": png(figure)}
 
@@ -103,12 +106,13 @@ def moments(ready: "Ready", part: "Part", view: TakeView, every: int) -> list[tu
 
 
 @torch.no_grad()
-def estimated(ready: "Ready", method: pose.Pose, view: TakeView) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Predicted and true joints (N, J, 3) of the test moments, each camera's in turn; before them the images of a
-    picture, uint8 (n, C, S, S), and which of the N they are."""
+def estimated(
+    ready: "Ready", method: pose.Pose, view: TakeView, there: list[tuple[int, np.ndarray]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Predicted and true joints (N, J, 3) of `moments`, each camera's in turn; before them the images of a picture,
+    uint8 (n, C, S, S), and which of the N they are."""
     source, data = ready.source("test"), ready.options.data
     images, predicted, true = [], [], []
-    there = moments(ready, "test", view, ready.options.posing.every)
     count = sum(len(good) * len(source.takes[number].cameras) for number, good in there)
     rows, done = spaced(count, ready.options.posing.pictures), 0
     for number, good in there:
@@ -121,6 +125,4 @@ def estimated(ready: "Ready", method: pose.Pose, view: TakeView) -> tuple[Tensor
                 done += len(seen)
                 predicted.append(method.predict(seen))
                 true.append(pose.centred_camera(torch.from_numpy(batch["pose"])))
-    if not images:
-        raise UserError("there is no test moment whose joints are known: give --data.pose, or other takes")
     return torch.cat(images), rows, torch.cat(predicted), torch.cat(true)
