@@ -18,6 +18,25 @@ normalization, batch norm after every convolution, SAME padding and no last pool
 normalization, batch norm after conv5 alone. Both batch norms have the released code's decay (.975, here momentum
 .025) and epsilon (1e-3). `own`: the method brings its own network (dfgan's discriminator, autoencoder's encoder).
 
+For small images, of chapter 8 of that thesis (section 8.4), which refers to Zhang et al., "Understanding deep learning
+requires rethinking generalization" (ICLR 2017, arXiv 1611.03530, appendix A), who crop CIFAR-10 to 28 x 28:
+- `cifarnet`, their "small Alexnet": twice a convolution of 5 x 5, a max-pooling of 3 x 3 and local response
+  normalization, then fully connected layers of 384 and 192, whose last output are the features. The text has neither
+  the convolutions' width nor the padding: with 64 and SAME, as TensorFlow's tutorial on CIFAR-10 has them, it has the
+  1,387,786 parameters of their Table 1. Of the tutorial are also the strides of 2 and the response norm's values (4
+  neighbours a side, bias 1, alpha .001 / 9, beta .75). It takes images of the one size that it was made for.
+- `inception`, their small Inception (Figure 3): modules of a 1 x 1 beside a 3 x 3 convolution, downsampling by a
+  convolution beside a max-pooling, the mean of the last map. With each convolution's shift, and no scale in batch norm
+  (as TF-Slim's default), it has the 1,649,402 parameters of Table 1, with and without batch norm (decay .975, here
+  momentum .025, epsilon 1e-3, as the thesis's released code, sjenni/DeepBilevel). Deviation from that code: its first
+  convolution has no padding, for crops of 29. The dropout before its last layer is the method's (`bilevel`).
+- `preact_resnet18`, of mixup's CIFAR experiments (Zhang et al., ICLR 2018, arXiv 1710.09412, section 3.2), with which
+  Table 8.3 compares: blocks of He et al. 2016 (arXiv 1603.05027), 64, 128, 256 and 512 wide, a stem of 3 x 3, torch's
+  initial weights. As in mixup's code a projecting shortcut takes the block's activated input, and no batch norm
+  follows the last block, where He et al. have one.
+In all of them torch pads a stride of 2 on both sides, TensorFlow's SAME on the far one. cifarnet and inception start
+at He's normal values with the fan of their input, as the released code's convolutions; biases start at 0.
+
 For clips, of chapter 5 of that thesis (section 5.2.3), where its released code (sjenni/temporal-ssl) fills in:
 - `c3d`, "the smaller variant of the C3D architecture": five convolutions of 3 x 3 x 3, 64, 128, 256, 256 and 256 wide,
   a pooling behind each, of space alone behind the first; two fully connected layers of 2048, whose last output are the
@@ -54,7 +73,9 @@ RESNETS = {"resnet18": models.resnet18, "resnet34": models.resnet34, "resnet50":
 EFFICIENTNETS = {"efficientnet_b0": models.efficientnet_b0, "efficientnet_b1": models.efficientnet_b1}
 CLIPS = ("c3d", "c3d:small", "resnet3d18", "r2plus1d18")
 """Those that take clips."""
-NAMES = ("resnet20", *RESNETS, *EFFICIENTNETS, "mobilenet_v3_large", "alexnet", "alexnet:lrn", *CLIPS)
+SMALL_IMAGES = ("cifarnet", "inception", "preact_resnet18")
+"""Chapter 8's."""
+NAMES = ("resnet20", *RESNETS, *EFFICIENTNETS, "mobilenet_v3_large", "alexnet", "alexnet:lrn", *SMALL_IMAGES, *CLIPS)
 """What `build` makes, beside `timm:NAME` and the ResNets' `:small` and `:large`."""
 OWN = "own"
 """Stands for a backbone where the method has its own network."""
@@ -197,6 +218,132 @@ def alexnet(channels: int = 3, *, lrn: bool = False) -> nn.Sequential:
             flatten=nn.Flatten(),
         )
     )
+
+
+class _Sized(nn.Module):
+    """Images of one size alone, (B, C, H, W), as the fully connected layers behind need it.
+
+    Raises:
+        ValueError: images of another size.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.size = (height, width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2:] != self.size:
+            (h, w), (height, width) = self.size, images.shape[2:]
+            raise ValueError(
+                f"cifarnet was made for images of {h} x {w} pixels, as its fc1 needs, and got {height} x {width}: "
+                "give images of that size"
+            )
+        return images
+
+
+def cifarnet(image: tuple[int, ...]) -> nn.Sequential:
+    """Normalized float (B, C, H, W) -> (B, 192), the output of fc2.
+
+    Args:
+        image: (C, H, W).
+    """
+
+    def layer(module: nn.Conv2d | nn.Linear) -> nn.Sequential:
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        return nn.Sequential(module, nn.ReLU())
+
+    def pool() -> nn.Sequential:  # torch divides alpha by the number of neighbours, 9
+        return nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.LocalResponseNorm(9, alpha=1e-3, beta=0.75, k=1.0))
+
+    channels, height, width = image
+    return nn.Sequential(
+        OrderedDict(
+            size=_Sized(height, width),
+            conv1=layer(nn.Conv2d(channels, 64, 5, padding=2)),
+            pool1=pool(),
+            conv2=layer(nn.Conv2d(64, 64, 5, padding=2)),
+            pool2=pool(),
+            flatten=nn.Flatten(),
+            fc1=layer(nn.Linear(-(-height // 4) * -(-width // 4) * 64, 384)),
+            fc2=layer(nn.Linear(384, 192)),
+        )
+    )
+
+
+class _Shift(nn.Module):
+    """Adds a learned value a channel, from 0: (B, C, H, W) -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias[:, None, None]
+
+
+def _normed_conv(fan_in: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(fan_in, width, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    norm = nn.BatchNorm2d(width, eps=1e-3, momentum=0.025, affine=False)
+    return nn.Sequential(conv, norm, _Shift(width), nn.ReLU())
+
+
+class _Beside(nn.Module):
+    """Modules on the same input, their outputs one behind the other along the channels."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+def inception(channels: int = 3) -> nn.Sequential:
+    """Normalized float (B, channels, H, W) -> (B, 336)."""
+    stages = [[(32, 32), (32, 48), 80], [(112, 48), (96, 64), (80, 80), (48, 96), 96], [(176, 160), (176, 160)]]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=_normed_conv(channels, 96, 3))
+    width, modules = 96, 0
+    for n, stage in enumerate(stages, 1):
+        for step in stage:
+            if isinstance(step, int):
+                layers[f"downsample{n}"] = _Beside(_normed_conv(width, step, 3, 2), nn.MaxPool2d(3, 2, 1))
+                width += step
+            else:
+                modules += 1
+                layers[f"inception{modules}"] = _Beside(
+                    _normed_conv(width, step[0], 1), _normed_conv(width, step[1], 3)
+                )
+                width = sum(step)
+    return nn.Sequential(layers | OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
+
+
+class _PreActivation(nn.Module):
+    """Batch norm and ReLU before each of two 3x3 convolutions; a 1x1 convolution as shortcut where the shape changes."""
+
+    def __init__(self, fan_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(fan_in)
+        self.conv1 = nn.Conv2d(fan_in, width, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        changes = stride != 1 or fan_in != width
+        self.shortcut = nn.Conv2d(fan_in, width, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.norm1(x))
+        kept = x if self.shortcut is None else self.shortcut(active)
+        return self.conv2(F.relu(self.norm2(self.conv1(active)))) + kept
+
+
+def preact_resnet18(channels: int = 3) -> nn.Sequential:
+    """Normalized float (B, channels, H, W) -> (B, 512)."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=nn.Conv2d(channels, 64, 3, 1, 1, bias=False))
+    for n, (fan_in, width) in enumerate(pairwise([64, 64, 128, 256, 512]), 1):
+        blocks = [_PreActivation(fan_in, width, 1 if n == 1 else 2), _PreActivation(width, width, 1)]
+        layers[f"stage{n}"] = nn.Sequential(*blocks)
+    return nn.Sequential(layers | OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
 
 
 class _Clips(nn.Module):
@@ -346,6 +493,15 @@ def build(name: str, *, image: tuple[int, ...], mean: Sequence[float], std: Sequ
     elif name in ("alexnet", "alexnet:lrn"):
         network, dim = alexnet(channels, lrn=variant == "lrn"), 256
         layers = {f"conv{n}": f"conv{n}" for n in range(1, 6)}
+    elif name == "cifarnet":
+        network, dim = cifarnet(image), 192
+        layers = {name: name for name in ("conv1", "conv2", "fc1", "fc2")}
+    elif name == "inception":
+        network, dim = inception(channels), 336
+        layers = {name: name for name, _ in network.named_children() if name not in ("pool", "flatten")}
+    elif name == "preact_resnet18":
+        network, dim = preact_resnet18(channels), 512
+        layers = {name: name for name in ("stem", *(f"stage{n}" for n in range(1, 5)))}
     elif name in EFFICIENTNETS or name == "mobilenet_v3_large":
         if name in EFFICIENTNETS:
             network = EFFICIENTNETS[name](weights=None, dropout=0.0, stochastic_depth_prob=0.0)

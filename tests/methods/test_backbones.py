@@ -23,6 +23,9 @@ DIMS = {
     "mobilenet_v3_large": 960,
     "alexnet": 256,
     "alexnet:lrn": 256,
+    "cifarnet": 192,
+    "inception": 336,
+    "preact_resnet18": 512,
 }
 IMAGES = tuple(DIMS)
 DIMS |= {"c3d": 2048, "c3d:small": 512, "resnet3d18": 512, "r2plus1d18": 512}

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import methods
-from methods import autoencoder
+from methods import autoencoder, byol, simsiam
 from methods.backbones import Backbone
 from methods.method import Clock, Facts, Method, Step
 from methods.parts import Queue, Teacher, draw, set_batch_norm
 from methods.temporal import KINDS
+from methods.views import PARAMETERS
 
 MODULES = {
     name: module
@@ -37,6 +38,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {  # of methods that these do not fit
     "dfgan": {"width": 0.05, "latent": 6},
     "pose": {"joints": 4, "frozen": 0},
     "timing": {"frames": 4, "most_offset": 1, "most_gap": 2, "head": (8,), "layer": "conv"},
+    "prelax": {"simsiam": simsiam.Config(3, 16, 8, 12), "byol": byol.Config(16, 8, 12)},
 }
 ONE = ("supervised", *OWN)
 """Methods of one view, `image`."""
@@ -59,6 +61,7 @@ OFFERED: Mapping[str, Data] = {  # of methods whose views are neither ONE nor TW
     "multiview": Data({view: (3, 8, 8) for view in PAIRED}),
     "pose": Data({"image": (3, 8, 8)}, columns={"pose": (4, 3)}),
     "timing": Data({"clip": (6, 3, 6, 6)}),
+    "prelax": Data({"online": (3, 8, 8), "target": (3, 8, 8)}, parameters=len(PARAMETERS)),
 }
 TWO, CROPS = ("online", "target"), ("online", "target", "local")
 SIZES = {"local": 6}  # other views: 8 x 8, of dfgan 32 x 32
@@ -97,6 +100,8 @@ VARIANTS = [
     Case("sce", CROPS, {"symmetric": True, "predictor": True}),
     Case("supervised", ("image",), {"layers": ("conv",)}),
     Case("supervised", ("image",), {"freeze_backbone": False}),
+    Case("bilevel", ("image",), {"reweight": False}),
+    Case("bilevel", ("image",), {"per_layer": True, "validation": "drawn", "dropout_layer": "conv", "mixup": 1.0}),
     *(Case("transformations", ("image",), {"transformations": kinds}) for kinds in (("rotation",), ("inpainting",))),
     Case("transformations", ("image",), {"packing": 2, "small_rotation": 12.6, "warp_points": "random", "head": ()}),
     Case("transformations", ("image",), {"adversarial": False, "autoencoded_patches": False}),
@@ -118,6 +123,9 @@ VARIANTS = [
     *(Case("multiview", PAIRED, {"fusion": fusion}) for fusion in ("add", "diff", "concat")),
     Case("multiview", PAIRED[:2], {"synchronization": False}),
     Case("multiview", PAIRED, {"flipping": False}),
+    Case("prelax", options={"base": "byol", "head": (6,), "normalize": "after"}),
+    Case("prelax", options={"r3s_weight": 0.0, "rotation_pl_weight": 0.0, "reverse_residual": True}),
+    Case("prelax", options={"pl_weight": 0.0, "rotation_weight": 1.0, "rotation_augmentation": True}),
 ]
 CASES = PLAIN + VARIANTS
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
