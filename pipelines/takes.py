@@ -49,14 +49,25 @@ class Opened(NamedTuple):
         return min(self.each)
 
 
-@lru_cache(maxsize=4)
 def opened(source: Source, number: int, pose: str) -> Opened:
-    """Take `number` of a source; a process that meets it again in the next piece need not read it again.
+    """Take `number` of a source.
 
     Raises:
         ValueError: a camera whose video cannot be opened.
     """
-    stored = read_take(source, number, pose)
+    return Opened(_read(source, number, pose), *_described(source, number, pose))
+
+
+@lru_cache(maxsize=4)
+def _read(source: Source, number: int, pose: str) -> Cameras:
+    """A process that meets a take again in the next piece need not read it again."""
+    return read_take(source, number, pose)
+
+
+@lru_cache(maxsize=4096)
+def _described(source: Source, number: int, pose: str) -> tuple[list[Table], list[tuple[int, int]]]:
+    """Of each camera what is little, and takes long to find."""
+    stored = _read(source, number, pose)
     tables, shapes = [], []
     for camera, encoded, box in zip(source.takes[number].cameras, stored.videos, stored.box, strict=True):
         try:
@@ -64,7 +75,7 @@ def opened(source: Source, number: int, pose: str) -> Opened:
             shapes.append((of.height, of.width) if box is None else upright(encoded or b"", of))
         except ValueError as error:
             raise ValueError(f"camera {camera}: {error}") from error
-    return Opened(stored, tables, shapes)
+    return tables, shapes
 
 
 def decoded(take: Opened, camera: int, wanted: np.ndarray, data: Data) -> Tensor:
