@@ -302,7 +302,11 @@ class _Beside(nn.Module):
 
 def inception(channels: int = 3) -> nn.Sequential:
     """Normalized float (B, channels, H, W) -> (B, 336)."""
-    stages = [[(32, 32), (32, 48), 80], [(112, 48), (96, 64), (80, 80), (48, 96), 96], [(176, 160), (176, 160)]]
+    stages: list[list[int | tuple[int, int]]] = [
+        [(32, 32), (32, 48), 80],
+        [(112, 48), (96, 64), (80, 80), (48, 96), 96],
+        [(176, 160), (176, 160)],
+    ]
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv1=_normed_conv(channels, 96, 3))
     width, modules = 96, 0
     for n, stage in enumerate(stages, 1):
@@ -320,7 +324,7 @@ def inception(channels: int = 3) -> nn.Sequential:
 
 
 class _PreActivation(nn.Module):
-    """Batch norm and ReLU before each of two 3x3 convolutions; a 1x1 convolution as shortcut where the shape changes."""
+    """Batch norm and ReLU before each of two 3x3 convolutions; where the shape changes, a 1x1 one as shortcut."""
 
     def __init__(self, fan_in: int, width: int, stride: int) -> None:
         super().__init__()

@@ -38,6 +38,7 @@ OWN: Mapping[str, Mapping[str, Any]] = {  # of methods that these do not fit
     "dfgan": {"width": 0.05, "latent": 6},
     "pose": {"joints": 4, "frozen": 0},
     "timing": {"frames": 4, "most_offset": 1, "most_gap": 2, "head": (8,), "layer": "conv"},
+    "bilevel": {"parts": 4},
     "prelax": {"simsiam": simsiam.Config(3, 16, 8, 12), "byol": byol.Config(16, 8, 12)},
 }
 ONE = ("supervised", *OWN)
@@ -98,6 +99,9 @@ VARIANTS = [
     Case("sce", options={"relation_weight": 1.0, "ceil_weight": 0.0}),
     Case("sce", CROPS),
     Case("sce", CROPS, {"symmetric": True, "predictor": True}),
+    *(Case("rcl", options={"warmup_epochs": 0, "clustering": kind}) for kind in ("online", "dbscan", "nearest")),
+    Case("rcl", options={"levels": 1, "symmetric": False}),
+    Case("rcl", options={"warmup_epochs": 0, "shared_predictor": True, "similarity": "propagation", "at_hand": 6}),
     Case("supervised", ("image",), {"layers": ("conv",)}),
     Case("supervised", ("image",), {"freeze_backbone": False}),
     Case("bilevel", ("image",), {"reweight": False}),
@@ -376,7 +380,7 @@ def test_the_queue_takes_the_newest_keys(case: Case) -> None:
         before = queue.keys.clone()
         method(batch_at(case, 0), clock_at(0), "model")
         stored = int(queue.pointer)
-        assert stored == BATCH * (2 if case.options.get("symmetric") else 1)
+        assert stored == BATCH * (2 if getattr(method.config, "symmetric", False) else 1)
         assert torch.equal(queue.keys[stored:], before[stored:])
         assert (queue.keys[:stored] != before[:stored]).any(dim=1).all()
         torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(len(queue.keys)))
@@ -391,7 +395,7 @@ def test_the_queue_is_the_one_before_the_batch(case: Case) -> None:
     """The loss and its gradient are those of the keys held before this batch, whatever enters afterwards."""
     method, frozen = build(case), build(case)
     for queue in parts_of(frozen, Queue):
-        queue.enqueue = lambda keys: None
+        queue.enqueue = lambda *keys: None
     if not any(parts_of(method, Queue)):
         return
     for each in (method, frozen):
@@ -435,6 +439,10 @@ WRONG = [
     ("ressl", {"info_nce_epochs": -1.0}, "method.info_nce_epochs"),
     ("sce", {"coefficient": 1.5}, "method.coefficient"),
     ("sce", {"positive_slot": "zero", "ceil_weight": 0.0}, "method.positive_slot"),
+    ("rcl", {"levels": 0}, "method.levels"),
+    ("rcl", {"prototypes": 1}, "method.prototypes"),
+    ("rcl", {"sigma": 1.5}, "method.sigma"),
+    ("rcl", {"held_above": 0.0}, "method.held_above"),
     ("temporal", {"transformations": ("random", "warp")}, "method.transformations"),
     ("multiview", {"synchronization": False, "flipping": False}, "method.flipping"),
 ]
