@@ -320,6 +320,9 @@ class Bilevel(Method):
         names = {"label": "accuracy", "true_label": "true_accuracy"}
         return {names[name]: (a.said == a.true).float().mean() for name, a in self.answers(batch, clock).items()}
 
+    def classify(self, features: Tensor) -> Tensor:
+        return self.classifier(features)
+
     def score(self, images: Tensor) -> Tensor:
         """The highest logit."""
         return self.logits(images).amax(1)

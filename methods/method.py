@@ -147,6 +147,14 @@ class Method(nn.Module):
         """
         raise ValueError(f"{type(self).__name__} has no generator: choose a run of dfgan")
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B, classes) of the backbone's features (B, D), of a method that learns labels.
+
+        Raises:
+            ValueError: it learns none.
+        """
+        raise ValueError(f"{type(self).__name__} has no classifier of the backbone's features: choose other protocols")
+
     def score(self, images: Tensor) -> Tensor:
         """What Grad-CAM explains: uint8 (B, C, H, W), of `pixels` -> (B,), with its gradient. A method that tells
         images as they are from changed ones gives that decision; the others the length of the features."""

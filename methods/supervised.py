@@ -163,6 +163,9 @@ class Supervised(Method):
             log[f"accuracy.{name}" if self.config.layers else "accuracy"] = (logits.argmax(1) == label).float().mean()
         return Step(torch.stack(losses).sum(), log)
 
+    def classify(self, features: Tensor) -> Tensor:
+        return super().classify(features) if self.config.layers else self.classifiers["features"](features)
+
     def score(self, images: Tensor) -> Tensor:
         """The highest logit, of the last layer where there are several."""
         return [*self.logits(images).values()][-1].amax(1)

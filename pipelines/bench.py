@@ -159,7 +159,7 @@ def feed_of(photos: Photos, options: BenchFeed) -> dict[str, Any]:
             place = placed(recipe, run, source.rows, resources)
             facts = recipe.facts(source.rows, None)
             folder = open_folder(scratch)
-            tasks[kind] = Task(recipe, run, place, folder, facts, source, found.usable, found.blocks, None, None)
+            tasks[kind] = Task(recipe, run, place, folder, facts, source, found.usable, found.blocks, None, None, None)
         gpus = 1 if place.device == "cuda" else 0
         consumer: Any = ray.remote(num_cpus=run.cpus, num_gpus=gpus)(Consumer)
         consumers = [consumer.remote(tasks, rank) for rank in range(options.workers)]

@@ -56,7 +56,7 @@ from pipelines.posing import Posing, run_pose
 from pipelines.recipe import Recipe
 from pipelines.sources import Data, Source, check_classes, load, open_source, read_column, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
-from pipelines.tasks import Gaps, Task, own_task, rows_of, run_gaps, run_pictures
+from pipelines.tasks import Gaps, Task, own_task, rows_of, run_gaps, run_generalization, run_pictures
 from pipelines.transfer import VIDEO_FINETUNE, VIDEO_LINEAR, Finetune, Layerwise, Timing
 
 console = Console(stderr=True)
@@ -372,6 +372,8 @@ ON_RUN: Mapping[str, Protocol] = {
     "gaps": run_gaps,
 }
 """Neither features nor a cluster."""
+ON_CLASSIFIER: Mapping[str, Protocol] = {"generalization": run_generalization}
+"""Features, of runs that have a classifier."""
 OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
     "synchronization": ("timing", "task"),
     "before_after": ("timing", "task"),
@@ -379,7 +381,7 @@ OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
     "active_pixels": ("pictures",),
 }
 """The fields of `Options` that a protocol looks at, where it is not the one of its own name."""
-PROTOCOLS: Mapping[str, Protocol] = {**ON_FEATURES, **TRAINED, **ON_RUN}
+PROTOCOLS: Mapping[str, Protocol] = {**ON_FEATURES, **TRAINED, **ON_CLASSIFIER, **ON_RUN}
 """And those of pipelines.generate, which stand on what a generator makes."""
 
 
@@ -569,7 +571,7 @@ def measure(name: str, ready: Ready, figures: dict[str, Any], known: dict[str, A
     grouped = name == "linear" and options.groups != ""
     settings |= {"groups": options.groups} if grouped else {}
     if name not in ON_RUN:
-        features = name in ON_FEATURES
+        features = name in ON_FEATURES or name in ON_CLASSIFIER
         for part in get_args(Part)[: 1 if grouped else 2]:
             count = len(getattr(ready, part).index if features else ready.wanted(part))
             settings |= {part: getattr(options.data, part), f"{part}_images": count}
@@ -612,9 +614,9 @@ def print_task(figures: Mapping[str, Any]) -> None:
         Console().print(f"{name:24}", *(f"{cell:,}" if isinstance(cell, int) else f"{cell:8.4f}" for cell in row))
 
 
-SHOWN = ("top", "precision", "balanced", "accuracy", "mae", "mpjpe", "nmpjpe", "pmpjpe", "low", "high")
 AS_THEY_ARE = ("mae", "mpjpe", "nmpjpe", "pmpjpe")
 """Frames and millimetres; all other figures are fractions, shown as percents."""
+SHOWN = ("top", "train", "test", "gap", "precision", "balanced", "accuracy", *AS_THEY_ARE, "low", "high")
 
 
 def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -> None:

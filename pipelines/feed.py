@@ -22,6 +22,7 @@ from methods.parts import draw
 from methods.views import View
 from pipelines.clips import InspectVideos, MakeClips
 from pipelines.errors import UserError
+from pipelines.labels import balanced, with_noise
 from pipelines.sources import NOUNS, Bad, Data, Loaded, Source, check_bad, load
 from pipelines.takes import InspectTakes, MakeMoments
 
@@ -85,6 +86,8 @@ class ResidentFeed:
         images: uint8 (N, C, S, S).
         index: int64 (N,), each sample's position in the dataset.
         label: int64 (N,) or None.
+        noisy: int64, labels by dataset index, which are learned in place of `label`.
+        parts: if given, each batch is so many parts of identical label counts (pipelines.labels).
     """
 
     def __init__(
@@ -97,18 +100,27 @@ class ResidentFeed:
         seed: int,
         share: Share,
         device: torch.device | str = "cpu",
+        noisy: Tensor | None = None,
+        parts: int | None = None,
     ) -> None:
         columns = {"image": images, "index": index} | ({} if label is None else {"label": label})
-        self.columns = columns
+        self.columns = with_noise(columns, noisy)
         self.views = views
         self.seed = seed
         self.share = share
         self.device = torch.device(device)
-        self.steps = len(images) // share.batch_size
+        self.parts = parts
+        self.steps = len(self.order(0)) // share.batch_size
+
+    def order(self, epoch: int) -> Tensor:
+        """Rows in the order of an epoch."""
+        index, label = self.columns["index"], self.columns.get("label")
+        if self.parts is None or label is None:
+            return shuffled(self.seed, epoch, index)
+        return balanced(label, index, self.parts, self.share.batch_size, self.seed, epoch)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        index = self.columns["index"]
-        order = shuffled(self.seed, epoch, index)
+        order = self.order(epoch)
         waiting = None
         for step in range(start, self.steps + 1):
             ready = waiting
@@ -199,6 +211,7 @@ class StreamFeed:
         window: rows that are mixed with one another.
         cpus: CPUs that this rank's data stages may take.
         task_cpus: CPUs of one data task.
+        noisy: int64, labels by dataset index, which are learned in place of those that are read.
     """
 
     def __init__(
@@ -215,6 +228,7 @@ class StreamFeed:
         cpus: float,
         task_cpus: float,
         device: torch.device | str = "cpu",
+        noisy: Tensor | None = None,
     ) -> None:
         self.source = source
         self.data = data
@@ -227,6 +241,7 @@ class StreamFeed:
         self.cpus = cpus
         self.task_cpus = task_cpus
         self.device = torch.device(device)
+        self.noisy = noisy
         self.steps = len(usable) // share.batch_size
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -238,6 +253,7 @@ class StreamFeed:
             for first in range(left, len(order), size):
                 rows = order[first : first + size]
                 batch = {name: column.index_select(0, rows) for name, column in columns.items()}
+                batch = with_noise(batch, self.noisy)
                 if self.device.type != "cpu":
                     batch = {k: v.pin_memory().to(self.device, non_blocking=True) for k, v in batch.items()}
                 yield batch if self.views_on_data else add_views(batch, self.views, self.seed, epoch)

@@ -6,11 +6,22 @@ is a function of (seed, epoch, index): the same on every rank, and again after a
 Legend: N samples, B global batch, k parts.
 """
 
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from methods.parts import draw
 from pipelines.errors import UserError
+from pipelines.sources import Data, Source, read_labels
+from pipelines.storage import Folder
+
+FILE = "labels.parquet"
+"""In a run's folder, where labels are noisy: `index`, `label` (what is learned) and `true_label` of each usable row."""
 
 
 def by_class(order: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -19,7 +30,8 @@ def by_class(order: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = order[label[order].argsort(stable=True)]
     counts = label.bincount()
     size = counts.repeat_interleave(counts)
-    return rows, torch.arange(len(label)) - (counts.cumsum(0) - counts).repeat_interleave(counts), size
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return rows, torch.arange(len(label), device=label.device) - first, size
 
 
 def uniform_noise(label: Tensor, index: Tensor, classes: int, share: float, seed: int) -> Tensor:
@@ -79,3 +91,53 @@ def balanced(label: Tensor, index: Tensor, parts: int, batch_size: int, seed: in
             f"not fill a batch of {batch_size}; give fewer --method.parts, a smaller --batch-size or more data"
         )
     return tuples[: steps * batch_size // parts].view(steps, -1, parts).transpose(1, 2).flatten()
+
+
+def learned(data: Data, source: Source, usable: np.ndarray, label: np.ndarray, seed: int) -> Tensor | None:
+    """The labels that are learned in place of the true ones: int64 (rows of the dataset,), -1 where a row is not used.
+    None: the true ones are.
+
+    Args:
+        usable: int64 (N,), dataset indices of the rows that are used.
+        label: int64 (N,), their true labels, -1 where there is none.
+
+    Raises:
+        UserError: noise without labels, and what `uniform_noise` and `read_labels` refuse.
+    """
+    noisy = data.noise > 0 or data.noise_file != ""
+    if (noisy or data.order == "balanced") and (source.classes is None or label.min() < 0):
+        raise UserError("noisy or balanced labels need a label for each image: give --data.label")
+    if not noisy:
+        return None
+    out = torch.full((source.rows,), -1)
+    rows = torch.from_numpy(usable)
+    if data.noise_file:
+        out[rows] = torch.from_numpy(read_labels(data.noise_file, source.rows, source.classes or 0))[rows]
+    else:
+        out[rows] = uniform_noise(torch.from_numpy(label), rows, source.classes or 0, data.noise, seed)
+    return out
+
+
+def with_noise(columns: Mapping[str, Tensor], noisy: Tensor | None) -> dict[str, Tensor]:
+    """A batch's columns with `label` as it is learned, and `true_label` beside."""
+    if noisy is None:
+        return dict(columns)
+    return {**columns, "true_label": columns["label"], "label": noisy[columns["index"]]}
+
+
+def write(folder: Folder, usable: np.ndarray, label: np.ndarray, noisy: Tensor) -> None:
+    """`FILE` of a run."""
+    table = pa.table({"index": usable, "label": noisy[torch.from_numpy(usable)].numpy(), "true_label": label})
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    folder.write(FILE, content.getvalue())
+
+
+def read(folder: Folder, rows: int) -> Tensor | None:
+    """What `learned` returned for a run, from its `FILE`; None where it has none."""
+    if not folder.exists(FILE):
+        return None
+    table = pq.read_table(io.BytesIO(folder.read(FILE)))
+    noisy = torch.full((rows,), -1)
+    noisy[torch.from_numpy(table["index"].to_numpy())] = torch.from_numpy(table["label"].to_numpy())
+    return noisy

@@ -86,6 +86,11 @@ def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) 
             f"({memory / 2**30:.1f} GiB free): give --run.feed stream, or --data.limit"
         )
     feed = ("resident" if fits and not streamed else "stream") if run.feed == "auto" else run.feed
+    if feed == "stream" and recipe.data.order == "balanced":
+        raise UserError(
+            f"--data.order balanced needs the resident feed, {samples:,} images held in memory: leave out --run.feed, "
+            "lower --data.limit, or give --data.order shuffle"
+        )
     spare = cpus - run.workers * run.cpus
     if spare < 0:
         raise UserError(

@@ -20,6 +20,7 @@ import torch
 import pipelines.recipe as recipes
 from methods.method import Facts
 from methods.parts import set_batch_norm
+from pipelines import labels
 from pipelines.board import Board, console, shown
 from pipelines.errors import UserError
 from pipelines.feed import Survey, survey
@@ -66,7 +67,8 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
         taken = check_build(recipe, facts, folder)
         for bad in found.bad[:10]:
             console.print(f"[yellow]skipped[/] {bad.where}: {bad.reason}")
-        steps = len(found.usable) // recipe.batch_size
+        noisy = labels.learned(recipe.data, source, found.usable, found.label, recipe.seed)
+        steps = steps_of_an_epoch(recipe, found, noisy)
         console.print(
             f"[bold]{folder.path}[/]: {recipe.method_name} on {len(found.usable):,} {noun}"
             f"{f' ({len(found.bad)} broken, skipped)' if found.bad else ''}, {recipe.epochs} epochs of {steps} steps "
@@ -82,9 +84,13 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
                     "the learning rate only rises[/]"
                 )
         write_settings(folder, recipe, run, name, facts, found, taken)
+        if noisy is not None:
+            changed = int((noisy[torch.from_numpy(found.usable)].numpy() != found.label).sum())
+            console.print(f"{changed:,} of the labels are not the true ones: {folder.path}/{labels.FILE}")
+            labels.write(folder, found.usable, found.label, noisy)
         probe = probe_blocks(recipe, run, found)
         if not has_collapsed(folder, run):
-            fit(recipe, run, place, folder, facts, source, found, probe, steps, follow)
+            fit(recipe, run, place, folder, facts, source, found, noisy, probe, steps, follow)
         if has_collapsed(folder, run):
             found_at = json.loads(folder.read("collapsed.json"))
             console.print(
@@ -92,6 +98,14 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
                 f"{found_at['feature_std']:.3g} is below --run.collapse-std {run.collapse_std:g}; stopped[/]"
             )
     return folder
+
+
+def steps_of_an_epoch(recipe: Recipe, found: Survey, noisy: torch.Tensor | None) -> int:
+    if recipe.parts is None:
+        return len(found.usable) // recipe.batch_size
+    index = torch.from_numpy(found.usable)
+    label = torch.from_numpy(found.label) if noisy is None else noisy[index]
+    return len(labels.balanced(label, index, recipe.parts, recipe.batch_size, recipe.seed, 0)) // recipe.batch_size
 
 
 def has_collapsed(folder: Folder, run: Run) -> bool:
@@ -206,6 +220,7 @@ def fit(
     facts: Facts,
     source: Source,
     found: Survey,
+    noisy: torch.Tensor | None,
     probe: dict[str, Any] | None,
     steps: int,
     follow: Follow,
@@ -216,7 +231,7 @@ def fit(
     from ray.train.torch import TorchTrainer
 
     board: Any = ray.remote(num_cpus=0)(Board).remote()
-    task = Task(recipe, run, place, folder, facts, source, found.usable, found.blocks, probe, board)
+    task = Task(recipe, run, place, folder, facts, source, found.usable, found.blocks, noisy, probe, board)
     with tempfile.TemporaryDirectory() as scratch:
         storage = RunConfig(
             name=f"{Path(folder.path).name}-{uuid.uuid4().hex[:8]}",

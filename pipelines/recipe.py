@@ -61,6 +61,11 @@ class Recipe:
                 raise ValueError(f"views.{name}.name must be {name}, got {view.name}")
             if not isinstance(view, VIEWS[self.data.media]):
                 raise ValueError(f"views.{name} is a {type(view).__name__}, not one of --data.media {self.data.media}")
+        if self.data.order == "balanced" and (self.data.media != "image" or not hasattr(self.method, "parts")):
+            raise ValueError(
+                f"--data.order balanced is for images and methods that take a batch apart, as bilevel: "
+                f"{self.method_name} on --data.media {self.data.media} does not, give --data.order shuffle"
+            )
         if missing := set(self.views_used) - set(self.views):
             raise ValueError(f"{self.method_name} needs the view {min(missing)}, which this recipe lacks")
 
@@ -68,6 +73,11 @@ class Recipe:
     def views_used(self) -> dict[str, Any]:
         """Those that the method's options ask for (`Config.views`), or all."""
         return {name: self.views.get(name) for name in getattr(self.method, "views", self.views)}
+
+    @property
+    def parts(self) -> int | None:
+        """Of a batch, where they have identical label counts; else None."""
+        return self.method.parts if self.data.order == "balanced" else None
 
     @property
     def method_name(self) -> str:

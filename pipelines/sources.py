@@ -25,7 +25,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
@@ -39,9 +39,11 @@ from PIL import Image, ImageOps
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem
 from torch import Tensor
 
+from methods.parts import draw
 from pipelines.errors import UserError
 
 Media = Literal["image", "video", "take"]
+Order = Literal["shuffle", "balanced"]
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 VIDEOS = frozenset({"mp4", "avi", "webm", "mkv", "mov", "m4v", "mpg", "mpeg", "wmv", "flv"})
 EXTENSIONS: Mapping[Media, frozenset[str]] = {"image": IMAGES, "video": VIDEOS, "take": VIDEOS}
@@ -83,6 +85,17 @@ class Data:
     """Training rows, evenly spaced over the dataset, so that sorted data keep the shares of their classes."""
     max_bad: float = 0.01
     """Share of broken rows above which reading stops."""
+    order: Order = "shuffle"
+    """balanced: a batch consists of `--method.parts` parts with identical label counts (bilevel; resident feed only);
+    what can't be balanced is left out of an epoch, and counted."""
+    noise: float = 0.0
+    """Share of each class's training labels that is replaced by uniform ones of the other classes, drawn from the
+    recipe's seed. The true label is kept beside, for figures alone."""
+    noise_file: str = ""
+    """Labels that are learned in place of the true ones, one for each training row: a text file of integers, an array
+    (.npy), or FILE.parquet:COLUMN, which may be the training data themselves. Empty: the true ones."""
+    permuted: bool = False
+    """The pixels of each image, of training and of test, in a random order, fixed for each image, before any view."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of R, G, B in [0, 1], subtracted by the network's input. Default: ImageNet's."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -94,8 +107,16 @@ class Data:
             raise UserError(f"--data.width is a number of pixels above 0, for videos, got {self.width}")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--data.limit is a number of rows above 0, got {self.limit}")
-        if not 0 <= self.max_bad <= 1:
-            raise UserError(f"--data.max-bad is a share in [0, 1], got {self.max_bad}")
+        for name in ("max_bad", "noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--data.{name.replace('_', '-')} is a share in [0, 1], got {getattr(self, name)}")
+        if self.noise and self.noise_file:
+            raise UserError("--data.noise-file has the noise: leave out --data.noise")
+        for name in ("noise", "noise_file", "permuted"):
+            if getattr(self, name) and self.media != "image":
+                raise UserError(f"--data.{name.replace('_', '-')} is for images, not for --data.media {self.media}")
+        if self.order not in get_args(Order):
+            raise UserError(f"--data.order is one of {', '.join(get_args(Order))}, got {self.order}")
         if min(self.std) <= 0:
             raise UserError(f"--data.std is above 0, got {self.std}")
 
@@ -186,6 +207,8 @@ class Source:
     """Index = label. From `class_names` (JSON) or the Hub's features in a Parquet schema, string labels or folders."""
     takes: "tuple[Take, ...]" = ()
     """Of media take: what each group holds."""
+    permuted: bool = False
+    """Whether the pixels of images are in a random order (`Data.permuted`)."""
 
     def read(self, group: Group, rows: np.ndarray) -> Encoded:
         """The rows of `group` at the ascending offsets `rows`, int64 (n,).
@@ -238,6 +261,13 @@ def selected(source: Source, limit: int | None) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * source.rows // count
 
 
+def permuted(image: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Images uint8 (n, C, H, W) with their pixels in an order that is drawn from each one's index (n,) alone."""
+    order = draw(0, 0, torch.from_numpy(index), "pixels", image.shape[2] * image.shape[3]).argsort(dim=1, stable=True)
+    pixels = image.reshape(*image.shape[:2], -1)
+    return np.take_along_axis(pixels, order.numpy()[:, None], axis=2).reshape(image.shape)
+
+
 def load(source: Source, group: Group, rows: np.ndarray, size: int) -> Loaded:
     """Reads and decodes the rows of `group` at the ascending offsets `rows`; broken ones are skipped and listed."""
     encoded = source.read(group, rows)
@@ -253,6 +283,8 @@ def load(source: Source, group: Group, rows: np.ndarray, size: int) -> Loaded:
             bad.append(Bad(group.first + int(rows[i]), encoded.names[i], str(error)))
     index = group.first + np.asarray(rows, np.int64)
     label = np.full(len(rows), -1, np.int64) if encoded.label is None else encoded.label
+    if source.permuted:
+        image = permuted(image, index)
     return Loaded(image[good], index[good], label[good], bad) if bad else Loaded(image, index, label, bad)
 
 
@@ -434,6 +466,7 @@ def _open_parquet(filesystem: str, files: list[str], data: Data) -> Source:
         classes is not None,
         classes,
         names,
+        permuted=data.permuted,
     )
 
 
@@ -543,6 +576,35 @@ def read_column(source: Source, name: str) -> Tensor:
             raise UserError(f"{path} has no column {name} that could be read: {_brief(error)}") from error
         values.append(column)
     return torch.from_numpy(np.unique(pa.chunked_array(values).to_numpy(), return_inverse=True)[1].astype(np.int64))
+
+
+def read_labels(path: str, rows: int, classes: int) -> np.ndarray:
+    """int64 (rows,): `Data.noise_file`, by dataset index.
+
+    Raises:
+        UserError: it cannot be read, holds anything but integers, another number of them, or a class out of range.
+    """
+    name, _, column = path.rpartition(":")
+    told = f"--data.noise-file {path}"
+    try:
+        if name.lower().endswith(".parquet"):
+            filesystem, _, files = _list(name)
+            tables = [pq.read_table(file, columns=[column], filesystem=_filesystem(filesystem)) for file in files]
+            found = pa.concat_tables(tables)[column].to_numpy()
+        else:
+            filesystem, _, files = _list(path)
+            with _filesystem(filesystem).open_input_file(files[0]) as file:
+                content = io.BytesIO(file.read())
+            found = np.load(content) if path.lower().endswith(".npy") else np.loadtxt(content, ndmin=1)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise UserError(f"{told} cannot be read: {_brief(error)}") from error
+    if found.ndim != 1 or len(found) != rows:
+        raise UserError(f"{told} holds {found.size:,} labels for {rows:,} rows of training data: it needs one for each")
+    if found.dtype.kind not in "iuf" or not np.array_equal(found, found.astype(np.int64)):
+        raise UserError(f"{told} holds other values than integers from 0 to {classes - 1}")
+    if found.min() < 0 or found.max() >= classes:
+        raise UserError(f"{told} has the class {found.min() if found.min() < 0 else found.max():g} of {classes}")
+    return found.astype(np.int64)
 
 
 # ------------------------------------------------------------------------------------------------ takes
@@ -770,6 +832,7 @@ def _open_folder(filesystem: str, root: str, files: list[str], data: Data) -> So
         classes is not None,
         classes,
         names,
+        permuted=data.permuted,
     )
 
 
@@ -861,6 +924,7 @@ def _open_tars(filesystem: str, files: list[str], data: Data) -> Source:
         classes is not None,
         classes,
         None,
+        permuted=data.permuted,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from methods.method import Answers, Clock, Method
 from methods.metrics.groups import balanced_interval, chance_by_length
 from methods.takes import PARAMETERS, TakeView
+from pipelines import labels
 from pipelines.errors import UserError
 from pipelines.feed import Piece, Views, add_views, inspection_of, stage_of
 from pipelines.pictures import Result, grid, png, spaced_of
@@ -85,6 +86,26 @@ def own_task(ready: "Ready", method: Method, clock: Clock, views: Views) -> dict
     for name, parts in said.items():
         out[f"{name}_balanced"] = balanced(Answers.joined(parts), of, frames, chosen.level)
     return {NOUNS[ready.options.data.media]: count, **out}
+
+
+@torch.no_grad()
+def run_generalization(ready: "Ready", of: str) -> Result:
+    """A classifier's accuracy on the labels that it learned, on test data, and the gap between both; where the labels
+    were noisy, that on the true ones too. Of whole images, without augmentation."""
+    it = ready.subject
+    if it.method is None:
+        raise UserError("an exported backbone has no classifier: give a run")
+    ready.labelled()
+    noisy = labels.read(it.folder, ready.source("train").rows)
+    right = {}
+    for part, features in (("train", ready.train), ("test", ready.test)):
+        said = torch.cat([it.method.eval().classify(some).argmax(1) for some in features.of["trained"].split(4096)])
+        learned = features.label
+        if part == "train" and noisy is not None:
+            right["train_true_accuracy"] = (said == learned).double().mean().item()
+            learned = noisy[features.index]
+        right[f"{part}_accuracy"] = (said == learned).double().mean().item()
+    return {**right, "gap": right["train_accuracy"] - right["test_accuracy"]}, {}
 
 
 def balanced(answers: Answers, group: Tensor, length: Tensor, level: float) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Task:
     source: Source
     usable: np.ndarray
     blocks: list[Any]
+    noisy: torch.Tensor | None
+    """Labels by dataset index that are learned in place of the true ones."""
     probe: dict[str, Any] | None
     board: Any
 
@@ -211,13 +213,24 @@ def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
             cpus=place.data_cpus,
             task_cpus=place.task_cpus,
             device=device,
+            noisy=task.noisy,
         )
     columns = gathered(task.blocks)
     images, index = columns["image"], columns["index"]
     label = columns["label"] if task.source.labelled else None
     if device.type == "cuda" and images.numel() < 0.25 * torch.cuda.mem_get_info(device)[0]:
         images, index, label = images.to(device), index.to(device), None if label is None else label.to(device)
-    return ResidentFeed(images, index, label, recipe.views_used, seed=recipe.seed, share=share, device=device)
+    return ResidentFeed(
+        images,
+        index,
+        label,
+        recipe.views_used,
+        seed=recipe.seed,
+        share=share,
+        device=device,
+        noisy=None if task.noisy is None else task.noisy.to(index.device),
+        parts=recipe.parts,
+    )
 
 
 class Recorder:
