@@ -53,6 +53,7 @@ from pipelines.pictures import (
 )
 from pipelines.place import cluster
 from pipelines.posing import Posing, run_pose
+from pipelines.purity import run_clusters
 from pipelines.recipe import Recipe
 from pipelines.sources import Data, Source, check_classes, load, open_source, read_column, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
@@ -370,6 +371,7 @@ ON_RUN: Mapping[str, Protocol] = {
     "pictures": run_pictures,
     "active_pixels": run_active_pixels,
     "gaps": run_gaps,
+    "clusters": run_clusters,
 }
 """Neither features nor a cluster."""
 ON_CLASSIFIER: Mapping[str, Protocol] = {"generalization": run_generalization}
@@ -628,6 +630,8 @@ def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -
             continue
         if name == "gaps":
             print_task({f"{gap} frames": found["accuracy"] for gap, found in figures[name].items()})
+        if name == "clusters":
+            print_task({key: [row] for key, row in figures[name].items()})
         shown = layers or [key for key in figures[name] if key.startswith(SHOWN)]
         for key in shown:
             unit = 1 if key in AS_THEY_ARE else 100
