@@ -139,5 +139,6 @@ def read(folder: Folder, rows: int) -> Tensor | None:
         return None
     table = pq.read_table(io.BytesIO(folder.read(FILE)))
     noisy = torch.full((rows,), -1)
-    noisy[torch.from_numpy(table["index"].to_numpy())] = torch.from_numpy(table["label"].to_numpy())
+    index, label = (torch.tensor(table[name].to_numpy()) for name in ("index", "label"))
+    noisy[index] = label
     return noisy
