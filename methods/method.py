@@ -105,8 +105,8 @@ class Method(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward(batch, clock, turn)")
 
     def parameters_of(self, turn: str) -> list[nn.Parameter] | list[dict[str, Any]]:
-        """What `turn`'s optimizer moves: parameters, or groups {"params": [...], "constant": True}, where `constant`
-        ones keep the peak learning rate."""
+        """What `turn`'s optimizer moves: parameters, or groups {"params": [...], "constant": True, "rate": 10.0}, where
+        `constant` ones keep the peak learning rate, and `rate` is a factor of a group's rate."""
         return [p for p in self.parameters() if p.requires_grad]
 
     def before_epoch(self, clock: Clock, features: Callable[[], tuple[Tensor, Tensor]]) -> None:

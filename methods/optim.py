@@ -20,7 +20,7 @@ from methods.method import Clock
 
 Name = Literal["sgd", "lars", "adam", "adamw"]
 Scaling = Literal["linear", "none"]
-Schedule = Literal["cosine", "linear", "steps", "constant"]
+Schedule = Literal["cosine", "linear", "steps", "exponential", "constant"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Optimizer:
     trust: float = 0.001
     """eta, the trust coefficient of lars."""
     schedule: Schedule = "cosine"
-    """From the peak after warm-up: half a cosine or a line down to final_lr, times gamma at each milestone, or
-    constant."""
+    """From the peak after warm-up: half a cosine or a line down to final_lr, times gamma at each milestone (steps) or
+    after every epoch (exponential), or constant."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from 0. A run that is shorter never reaches the peak: its rate only rises."""
     milestones: tuple[float, ...] = ()
     """Of steps: epochs since the start of the run, rising."""
     gamma: float = 0.1
-    """Of steps."""
+    """Of steps and exponential."""
     final_lr: float = 0.0
     """Of cosine and linear: the base rate at their end, in the unit of `lr` and scaled alike."""
 
@@ -152,7 +152,8 @@ def build(spec: Optimizer, groups: ParamsT, batch_size: int) -> torch.optim.Opti
     Args:
         spec: what to build.
         groups: parameters, or dicts `{"params": [...], "constant": True}`: a constant group keeps the peak rate
-            throughout (SimSiam's predictor). Parameters that never get a gradient may be among them.
+            throughout (SimSiam's predictor), and one with `"rate": 10.0` has ten times the rate. Parameters that never
+            get a gradient may be among them.
         batch_size: of the global batch.
 
     Returns:
@@ -162,12 +163,13 @@ def build(spec: Optimizer, groups: ParamsT, batch_size: int) -> torch.optim.Opti
     whole: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
     split = []
     for group in whole:
-        params, constant = list(group["params"]), group.get("constant", False)
+        params = list(group["params"])
+        own = {"constant": group.get("constant", False), "rate": group.get("rate", 1.0)}
         plain = [p for p in params if spec.exclude and p.ndim <= 1]
         tensors = [p for p in params if not (spec.exclude and p.ndim <= 1)]
         split += [
-            {"params": tensors, "constant": constant, "weight_decay": spec.weight_decay, "adapt": True},
-            {"params": plain, "constant": constant, "weight_decay": 0.0, "adapt": False},  # `adapt` is LARS' alone
+            {"params": tensors, **own, "weight_decay": spec.weight_decay, "adapt": True},
+            {"params": plain, **own, "weight_decay": 0.0, "adapt": False},  # `adapt` is LARS' alone
         ]
     split = [group for group in split if group["params"]]
     lr, decay, momentum, nesterov = peak_rate(spec, batch_size), spec.weight_decay, spec.momentum, spec.nesterov
@@ -194,6 +196,7 @@ def learning_rate(spec: Optimizer, batch_size: int, clock: Clock) -> float:
     cosine:          final + (peak - final) * (1 + cos(pi * (k - w) / (K - w))) / 2
     linear:          final + (peak - final) * (1 - (k - w) / (K - w))
     steps:           peak * gamma ^ (number of milestones m with k >= m * steps_per_epoch)
+    exponential:     peak * gamma ^ (whole epochs since the start of the run, those of warm-up among them)
     constant:        peak
     """
     peak, warmup = peak_rate(spec, batch_size), spec.warmup_epochs * clock.steps_per_epoch
@@ -201,6 +204,8 @@ def learning_rate(spec: Optimizer, batch_size: int, clock: Clock) -> float:
         return peak * clock.step / warmup
     if spec.schedule == "steps":
         return peak * spec.gamma ** sum(clock.step >= m * clock.steps_per_epoch for m in spec.milestones)
+    if spec.schedule == "exponential":
+        return peak * spec.gamma ** (clock.step // clock.steps_per_epoch)
     if spec.schedule == "constant":
         return peak
     progress = min((clock.step - warmup) / max(clock.total_steps - warmup, 1), 1.0)
@@ -210,8 +215,8 @@ def learning_rate(spec: Optimizer, batch_size: int, clock: Clock) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, spec: Optimizer, batch_size: int, clock: Clock) -> float:
-    """Sets and returns the rate of this step; constant groups keep the peak rate."""
+    """Sets and returns the rate of this step; constant groups keep the peak rate, each times the group's own `rate`."""
     rate = learning_rate(spec, batch_size, clock)
     for group in optimizer.param_groups:
-        group["lr"] = peak_rate(spec, batch_size) if group["constant"] else rate
+        group["lr"] = group.get("rate", 1.0) * (peak_rate(spec, batch_size) if group["constant"] else rate)
     return rate

@@ -17,6 +17,7 @@ Legend: B batch; c x h x w a layer's map, of clips c x t x h x w, of a fully con
 
 from dataclasses import dataclass
 from math import isqrt, prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,12 +48,17 @@ class Config:
     head: tuple[int, ...] = ()
     """Widths of hidden layers before each classifier, with batch norm (decay .975, epsilon 1e-3, as in c3d), ReLU and
     torch's initial weights (ours). Empty: the classifier is linear."""
+    classifier_rate: float = 1.0
+    """A factor of the classifiers' learning rate, beside that of a backbone that learns (ReSSL's fine-tuning with 10%
+    of the labels: .2 beside .02)."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes, in [0, 1). The papers use none."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"method.label_smoothing lies in [0, 1), got {self.label_smoothing}")
+        if self.classifier_rate <= 0:
+            raise ValueError(f"method.classifier_rate is above 0, got {self.classifier_rate}")
         if self.values is not None and self.values < 1:
             raise ValueError(f"method.values is at least 1, or None, got {self.values}")
         if any(width < 1 for width in self.head):
@@ -148,6 +154,13 @@ class Supervised(Method):
         if self.config.freeze_backbone:
             return list(self.backbone.modules())
         return outside(self.backbone, self.config.from_layer, next(iter(self.config.layers), ""))
+
+    def parameters_of(self, turn: str) -> list[nn.Parameter] | list[dict[str, Any]]:
+        if self.config.classifier_rate == 1:
+            return super().parameters_of(turn)
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        heads: dict[str, Any] = {"params": list(self.classifiers.parameters()), "rate": self.config.classifier_rate}
+        return [{"params": backbone}, heads] if backbone else [heads]
 
     def logits(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 (B, C, H, W), of clips (B, T, C, H, W) -> a layer's name, or `features` where none is chosen -> (B,

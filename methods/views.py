@@ -4,11 +4,12 @@ A view is two pure functions: `draw` turns (seed, epoch, index) into physical pa
 images and those parameters into uint8 images. The draw depends on nothing else, so the same image gets the
 same crop in any process, batch or order, on CPU and GPU.
 
-Order: crop and resize, flip, brightness, contrast, saturation, hue, grayscale, blur, solarize. Distributions
-are torchvision's (RandomResizedCrop, RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur,
-RandomSolarize). Resizing is bilinear with antialiasing, as torchvision's `resized_crop(antialias=True)`: along
-each axis a view's pixel is a weighted sum of a few neighbours, its taps, which differ by sample; blur is such a sum
-too. The colour operations are one affine map of RGB. Known deviations, each bounded in a test:
+Order: crop and resize, flip, brightness, contrast, saturation, hue, grayscale, blur, solarize, and the operations of
+a stronger augmentation, if any (methods.operations). Distributions are torchvision's (RandomResizedCrop,
+RandomHorizontalFlip, ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize). Resizing is bilinear with
+antialiasing, as torchvision's `resized_crop(antialias=True)`: along each axis a view's pixel is a weighted sum of a few
+neighbours, its taps, which differ by sample; blur is such a sum too. The colour operations are one affine map of RGB.
+Known deviations, each bounded in a test:
 - the colour operations have a fixed order (torchvision draws one), and nothing is clamped or rounded between
   resize and solarize but once, after blur;
 - hue is a rotation of RGB around the gray axis, which is linear, in place of a shift of HSV's hue (a rotation of
@@ -30,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods import parts
+from methods import operations, parts
 
 PARAMETERS = (
     "centre_x",  # of the crop, fraction of the image's width from its left edge
@@ -96,6 +97,8 @@ class View:
     """Probability of inverting the pixels at or above the threshold."""
     solarize_threshold: float = 0.5
     """Fraction of 255."""
+    operations: int = 0
+    """n: operations of CLSA's stronger augmentation that are drawn for each sample, after all else; CLSA has 5."""
 
     def __post_init__(self) -> None:
         def check(field: str, holds: bool, rule: str) -> None:
@@ -113,13 +116,14 @@ class View:
         for field in ("crop_ratio", "blur_sigma"):
             low, high = getattr(self, field)
             check(field, 0 < low <= high < math.inf, "least and greatest, above 0")
+        check("operations", self.operations >= 0, "0 or more")
         odd = self.blur_kernel is None or (self.blur_kernel > 0 and self.blur_kernel % 2 == 1)
         check("blur_kernel", odd, "an odd number of pixels, or None")
 
     @property
     def width(self) -> int:
-        """P, columns of the parameters."""
-        return len(PARAMETERS)
+        """P, columns of the parameters: `PARAMETERS`, then two of each operation (methods.operations.WIDTH)."""
+        return len(PARAMETERS) + operations.WIDTH * self.operations
 
     def shape(self, channels: int) -> tuple[int, int, int]:
         """One sample's shape (C, S, S)."""
@@ -142,7 +146,7 @@ class View:
                 to hold for photos that are not square. With 1 it is relative to the image's own shape.
 
         Returns:
-            float32 (B, P), columns as in `PARAMETERS`.
+            float32 (B, P), columns as in `PARAMETERS`, and those of the operations.
         """
         u = parts.draw(seed, epoch, index, f"view/{self.name}", 2 * TRIES + 13).double()  # (B, ...)
         scales, ratios, u = u[:, :TRIES], u[:, TRIES : 2 * TRIES], u[:, 2 * TRIES :]
@@ -170,7 +174,11 @@ class View:
             "sigma": torch.where(blur, _between(*self.blur_sigma, sigma), 0.0),
             "solarize": solarize,
         }
-        return torch.stack([columns[name].float() for name in PARAMETERS], 1)
+        drawn = torch.stack([columns[name].float() for name in PARAMETERS], 1)
+        if not self.operations:
+            return drawn
+        u = parts.draw(seed, epoch, index, f"view/{self.name}/operations", operations.DRAWS * self.operations).double()
+        return torch.cat([drawn, operations.draw(u.unflatten(1, (self.operations, -1))).flatten(1)], 1)
 
     def _boxes(self, scales: Tensor, ratios: Tensor, u: Tensor, aspect: float | Tensor) -> tuple[Tensor, ...]:
         """RandomResizedCrop: the first of the crops that fits into the image, else the greatest central one."""
@@ -214,8 +222,10 @@ class View:
                 f"got {images.dtype} {tuple(images.shape)} and {tuple(parameters.shape)}"
             )
         channels = images.shape[1]
-        if (self.jitter or self.grayscale) and channels not in (1, 3):
-            raise ValueError(f"views.{self.name}.jitter and .grayscale take 1 or 3 channels, got {channels}")
+        if (self.jitter or self.grayscale or self.operations) and channels not in (1, 3):
+            raise ValueError(
+                f"views.{self.name}: jitter, grayscale and operations take 1 or 3 channels, got {channels}"
+            )
         with torch.autocast(images.device.type, enabled=False):
             if images.is_cuda:
                 return self._apply(images, parameters)
@@ -225,7 +235,7 @@ class View:
 
     def _apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
-        p = dict(zip(PARAMETERS, parameters.float().unbind(1), strict=True))
+        p = dict(zip(PARAMETERS, parameters[:, : len(PARAMETERS)].float().unbind(1), strict=True))
         extent_x, extent_y = (p["scale"] * p["ratio"]).sqrt(), (p["scale"] / p["ratio"]).sqrt()
         blur = _blurring(p["sigma"], self.size, self.blur_radius) if self.blur else None
         x = _weighted(images.float(), _resampling(p["centre_y"], extent_y, height, self.size))  # (B, C, S, W)
@@ -242,6 +252,9 @@ class View:
         if self.solarize:
             bright = (out >= math.ceil(255 * self.solarize_threshold)) & (p["solarize"] > 0)[:, None, None, None]
             out = out ^ (bright.byte() * 255)
+        if self.operations:
+            drawn = parameters[:, len(PARAMETERS) :].float()
+            out = operations.apply(out, drawn.unflatten(1, (self.operations, operations.WIDTH)))
         return out
 
 

@@ -121,11 +121,11 @@ def generate(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """Measures feeds and steps beside plain ones, and a recipe's step: bench feed|video|step|recipe; JSON."""
+    """Measures feeds, steps and the search for neighbours: bench feed|video|step|recipe|neighbours; JSON."""
     from pipelines import bench as benchmarks
-    from pipelines import bench_video
+    from pipelines import bench_neighbours, bench_video
 
-    what, rest = chosen("pipelines bench", "benchmark", arguments, ("feed", "video", "step", "recipe"))
+    what, rest = chosen("pipelines bench", "benchmark", arguments, ("feed", "video", "step", "recipe", "neighbours"))
     program = f"python -m pipelines bench {what}"
     if what == "recipe":
         name, rest = chosen("pipelines bench recipe", "recipe", rest, recipes())
@@ -136,6 +136,8 @@ def bench(arguments: list[str]) -> None:
         figures = benchmarks.feed(parsed(benchmarks.BenchFeed, None, rest, program))
     elif what == "video":
         figures = bench_video.video(parsed(bench_video.BenchVideo, None, rest, program))
+    elif what == "neighbours":
+        figures = bench_neighbours.search(parsed(bench_neighbours.BenchNeighbours, None, rest, program))
     else:
         figures = benchmarks.step(parsed(benchmarks.BenchStep, None, rest, program))
     print(json.dumps(figures, indent=2))

@@ -17,8 +17,12 @@ x, y in such pixels and a confidence, 0 where it was not found). A take is one r
 joints (`joint_names`, `joint_parents`, `joint_mirror`) and keypoints (`keypoint_names`) and describe cameras that are
 the same in all takes (`cameras`; see `pipelines.cameras`), as JSON.
 
-Rows keep the published order, but those of sets that are sorted by class (imagenette, tinyimagenet, imagenet, ucf101,
-hmdb51, kinetics) are shuffled with `seed`, so that a row group is a mixture.
+The other sets of many-shot transfer (ReSSL, Table 9; SCE, Table 9) are food101, sun397, cars, aircraft, dtd, pets,
+caltech101 and flowers, with `train` and `test` alone: published training and validation images are train together.
+
+Rows keep the published order, but those of sets that are sorted by class (imagenette, tinyimagenet, imagenet, those of
+many-shot transfer, ucf101, hmdb51, kinetics) are shuffled with `seed`, so that a row group is a mixture; `name` is then
+the published file's name, without folders.
 """
 
 import io
@@ -82,7 +86,8 @@ class DatasetOptions:
     size: int | None = None
     """shapes, motions, poses: pixels a side. None: 32, of poses 128."""
     fold: int = 1
-    """ucf101, hmdb51: which of the three official splits."""
+    """ucf101, hmdb51: which of the three official splits. dtd, sun397: which of the ten; ReSSL's and SCE's is not said,
+    the first is customary."""
     allow_missing: bool = False
     """ucf101, hmdb51, kinetics, takes, h36m: what is missing or broken is left out and counted, and is no error."""
     take: str | None = None
@@ -96,7 +101,8 @@ class DatasetOptions:
     subjects: tuple[str, ...] = ()
     """h36m: these alone, as S1 (labels of one subject, Table 6.1 of the thesis). Empty: all of a split."""
     seed: int = 0
-    """shapes, motions, poses: of what is drawn. Sets sorted by class: of the order of rows."""
+    """shapes, motions, poses: of what is drawn. Sets sorted by class: of the order of rows; caltech101: and of the
+    split."""
 
 
 class Split(NamedTuple):
@@ -112,6 +118,7 @@ class Split(NamedTuple):
 
 
 LABEL = (pa.field("label", pa.int32()),)
+NAME = pa.field("name", pa.string())
 MEDIA = {
     "image": (pa.field("image", pa.binary()),),
     "video": (pa.field("video", pa.binary()),),
@@ -221,7 +228,7 @@ def _published(options: DatasetOptions, layout: str, make: Callable[[Path, bool]
         if options.source is None:
             folder.mkdir(parents=True, exist_ok=True)
         return make(folder, options.source is None)
-    except (OSError, RuntimeError, ImportError, urllib.error.URLError) as error:
+    except (OSError, RuntimeError, ImportError, ValueError, urllib.error.URLError) as error:
         did = "download failed" if options.source is None else "not found, or damaged"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{did}: {reason}\nPut {layout} into a folder and name it with --source") from error
@@ -302,8 +309,8 @@ def _tree(split: str, folder: Path, names: dict[str, str] | None, seed: int) -> 
 
 def _files(split: str, files: Sequence[tuple[Path, int]], class_names: Sequence[str], seed: int) -> Split:
     order = np.random.default_rng(seed).permutation(len(files)).tolist()
-    examples = ((files[i][0].read_bytes(), files[i][1]) for i in order)
-    return Split(split, len(files), examples, LABEL, class_names)
+    examples = ((files[i][0].read_bytes(), files[i][1], files[i][0].name) for i in order)
+    return Split(split, len(files), examples, (*LABEL, NAME), class_names)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -356,6 +363,78 @@ def _tinyimagenet(split: str, options: DatasetOptions) -> Split:
     lines = [line.split() for line in lists["val/val_annotations.txt"].read_text().splitlines()]
     files = [(root / "val" / "images" / line[0], wnids.index(line[1])) for line in lines if line]
     return _files(split, files, [names[wnid] for wnid in wnids], options.seed)
+
+
+# ----------------------------------------------------------------------------------- many-shot transfer
+
+
+def _many_shot(
+    kind: Callable[..., Any], layout: str, parts: Mapping[str, Sequence[str]], split: str, options: DatasetOptions
+) -> Split:
+    """Image files as a class of torchvision lists them. parts: a split -> the published ones that it consists of."""
+    found = [
+        _published(options, layout, lambda root, get, part=part: kind(root, split=part, download=get))  # type: ignore[misc]
+        for part in parts[split]
+    ]
+    pairs = [(Path(file), int(label)) for one in found for file, label in _listing(one)]
+    return _files(split, pairs, found[0].classes, options.seed)
+
+
+def _listing(dataset: Any) -> Iterable[tuple[Any, int]]:
+    """(file, label) of each image; torchvision has no public name for them."""
+    if isinstance(dataset, published.StanfordCars):
+        return dataset._samples
+    files = dataset._images if isinstance(dataset, published.OxfordIIITPet) else dataset._image_files
+    return zip(files, dataset._labels, strict=True)
+
+
+def _dtd(split: str, options: DatasetOptions) -> Split:
+    """Of fold k `labels/trainK.txt` and `labels/valK.txt` are train."""
+    kind = partial(published.DTD, partition=_tenth(options))
+    return _many_shot(kind, "the folder dtd (dtd/images/, dtd/labels/)", _WITH_VAL, split, options)
+
+
+def _tenth(options: DatasetOptions) -> int:
+    if not 1 <= options.fold <= 10:
+        raise UserError(f"--fold is 1 to 10, got {options.fold}")
+    return options.fold
+
+
+def _sun397(split: str, options: DatasetOptions) -> Split:
+    """The published archive has no splits: they are in Partitions.zip of the set's page, 50 and 50 images a class."""
+    layout = "the folder SUN397 (ClassName.txt, a/, b/, ...)"
+    data = _published(options, layout, lambda root, get: published.SUN397(root, download=get))
+    name = f"{'Training' if split == 'train' else 'Testing'}_{_tenth(options):02}.txt"
+    lists = [data._data_dir / name, data._data_dir.parent / name, data._data_dir / "Partitions" / name]
+    there = next((path for path in lists if path.is_file()), None)
+    if there is None:
+        raise UserError(
+            f"no file {lists[0]}: unpack Partitions.zip (https://vision.princeton.edu/projects/2010/SUN) there"
+        )
+    lines = [
+        line.strip() for line in there.read_text().splitlines() if line.strip()
+    ]  # /a/abbey/sun_aaalbzqrimafwbiv.jpg
+    pairs = [(data._data_dir / line[1:], data.class_to_idx["/".join(line.split("/")[2:-1])]) for line in lines]
+    return _files(split, pairs, data.classes, options.seed)
+
+
+CALTECH_TRAIN = 30  # images a class
+
+
+def _caltech101(split: str, options: DatasetOptions) -> Split:
+    """No split is published: 30 images of each class, drawn with `seed`, are train, the others test, as in BYOL's and
+    SimCLR's evaluation, whose 102 classes count BACKGROUND_Google as one. No text says which 30 (ours)."""
+    layout = "the folder caltech101 (101_ObjectCategories/)"
+    data = _published(options, layout, lambda root, get: published.Caltech101(root, download=get))
+    folder = Path(data.root) / "101_ObjectCategories"
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    pairs: list[tuple[Path, int]] = []
+    for label, name in enumerate(names):
+        files = _images(folder / name)
+        order = np.random.default_rng([options.seed, label]).permutation(len(files))
+        chosen = order[:CALTECH_TRAIN] if split == "train" else order[CALTECH_TRAIN:]
+        pairs += [(files[i], label) for i in sorted(chosen.tolist())]
+    return _files(split, pairs, names, options.seed)
 
 
 # ---------------------------------------------------------------------------------------------- shapes
@@ -484,7 +563,7 @@ def _listed(listed: video_datasets.Listed, split: str, seed: int) -> Split:
     files = listed.files
     order = np.random.default_rng(seed).permutation(len(files)).tolist()
     examples = ((files[i][0].read_bytes(), files[i][1], files[i][0].name) for i in order)
-    return Split(split, len(files), examples, (*LABEL, pa.field("name", pa.string())), listed.class_names, "video")
+    return Split(split, len(files), examples, (*LABEL, NAME), listed.class_names, "video")
 
 
 def _folds(split: str, options: DatasetOptions, what: Callable[[Path, str, int, bool], video_datasets.Listed]) -> Split:
@@ -537,6 +616,14 @@ def _h36m(split: str, options: DatasetOptions) -> Split:
     return Split(split, rows, examples, POSE, names, "take", _SKELETON)
 
 
+_SPLITS = {"train": ("train",), "test": ("test",)}
+_WITH_VAL = {"train": ("train", "val"), "test": ("test",)}
+_TRAINVAL = {"train": ("trainval",), "test": ("test",)}
+_FOOD101 = "the folder food-101 (images/, meta/)"
+_CARS = "the folder stanford_cars (devkit/, cars_train/, cars_test/, cars_test_annos_withlabels.mat)"
+_AIRCRAFT = "the folder fgvc-aircraft-2013b (data/)"
+_PETS = "the folder oxford-iiit-pet (images/, annotations/)"
+_FLOWERS = "the folder flowers-102 (jpg/, imagelabels.mat, setid.mat)"
 _CIFAR10 = "the folder cifar-10-batches-py (data_batch_1, ...)"
 _CIFAR100 = "the folder cifar-100-python (train, test, meta)"
 
@@ -550,6 +637,14 @@ DATASETS: dict[str, tuple[tuple[str, ...], Callable[[str, DatasetOptions], Split
     "imagenette_160": (("train", "val"), partial(_imagenette, "160px")),
     "celeba": (("train", "val", "test"), _celeba),
     "voc2007": (("train", "test"), _voc2007),
+    "food101": (("train", "test"), partial(_many_shot, published.Food101, _FOOD101, _SPLITS)),
+    "sun397": (("train", "test"), _sun397),
+    "cars": (("train", "test"), partial(_many_shot, published.StanfordCars, _CARS, _SPLITS)),
+    "aircraft": (("train", "test"), partial(_many_shot, published.FGVCAircraft, _AIRCRAFT, _TRAINVAL)),
+    "dtd": (("train", "test"), _dtd),
+    "pets": (("train", "test"), partial(_many_shot, published.OxfordIIITPet, _PETS, _TRAINVAL)),
+    "caltech101": (("train", "test"), _caltech101),
+    "flowers": (("train", "test"), partial(_many_shot, published.Flowers102, _FLOWERS, _WITH_VAL)),
     "tinyimagenet": (("train", "val"), _tinyimagenet),
     "imagenet": (("train", "val"), _imagenet),
     "imagenet100": (("train", "val"), _imagenet100),

@@ -3,6 +3,7 @@
 A protocol is a function that returns figures (fractions) and may draw pictures; `PROTOCOLS` names them. It says by the
 group that it is in what it is run on: those of `ON_FEATURES` on features and pixels, those of `TRAINED` (in
 pipelines.transfer) on the weights of the run and on those that it began with, those of `ON_RUN` on the run alone.
+Those of few labels and of other data lie in pipelines.shots.
 Data is opened, and features are extracted, where a protocol asks for them. A frozen backbone is in eval mode.
 """
 
@@ -34,7 +35,7 @@ from methods.metrics.knn import knn
 from methods.metrics.linear import Linear, linear, predicted
 from methods.metrics.logistic import REGULARIZATIONS, logistic
 from methods.parts import set_batch_norm
-from pipelines import generate, transfer
+from pipelines import generate, shots, transfer
 from pipelines.clips import UniformClips
 from pipelines.errors import UserError
 from pipelines.features import Features, central, extract
@@ -106,6 +107,10 @@ class Options:
     knn: KNN = KNN()
     linear: Linear = field(default_factory=Linear)
     logistic: Logistic = Logistic()
+    low_shot: shots.LowShot = field(default_factory=shots.LowShot)
+    knn_loocv: shots.LeaveOneOut = field(default_factory=shots.LeaveOneOut)
+    semi_supervised: shots.SemiSupervised = field(default_factory=shots.SemiSupervised)
+    transfer: shots.Transfer = field(default_factory=shots.Transfer)
     tsne: TSNE = field(default_factory=TSNE)
     retrieval: Retrieval = field(default_factory=Retrieval)
     layerwise: Layerwise = field(default_factory=Layerwise)
@@ -321,6 +326,13 @@ def run_logistic(ready: Ready, of: str) -> Result:
     return figures, {}
 
 
+def run_transfer(ready: Ready, of: str) -> Result:
+    """Logistic regression by L-BFGS, or the linear classifier by SGD, on the frozen features of other data."""
+    if ready.options.transfer.classifier == "linear":
+        return run_linear(ready, of)
+    return shots.run_logistic_elsewhere(ready, of)
+
+
 def run_layerwise(ready: Ready, of: str) -> Result:
     """Linear classifier on each layer of the frozen backbone, all trained at once."""
     return transfer.layerwise(ready, of), {}
@@ -354,12 +366,16 @@ ON_FEATURES: Mapping[str, Protocol] = {
     "knn": run_knn,
     "linear": run_linear,
     "logistic": run_logistic,
+    "low_shot": shots.run_low_shot,
+    "knn_loocv": shots.run_knn_loocv,
+    "transfer": run_transfer,
     "tsne": run_tsne,
     "retrieval": run_retrieval,
 }
 TRAINED: Mapping[str, Protocol] = {
     "layerwise": run_layerwise,
     "finetune": run_finetune,
+    "semi_supervised": shots.run_semi_supervised,
     "synchronization": run_synchronization,
     "before_after": run_before_after,
     "pose": run_pose,
@@ -381,16 +397,29 @@ OPTIONS_OF: Mapping[str, tuple[str, ...]] = {
     "before_after": ("timing", "task"),
     "pose": ("posing",),
     "active_pixels": ("pictures",),
+    "transfer": ("transfer", "linear"),
 }
 """The fields of `Options` that a protocol looks at, where it is not the one of its own name."""
 PROTOCOLS: Mapping[str, Protocol] = {**ON_FEATURES, **TRAINED, **ON_CLASSIFIER, **ON_RUN}
 """And those of pipelines.generate, which stand on what a generator makes."""
 
 
+def of_protocol(name: str, ready: Ready) -> Ready:
+    """`ready` on the data that a protocol is about."""
+    return shots.elsewhere(ready) if name == "transfer" else ready
+
+
+def parts_of(name: str, ready: Ready) -> tuple[Part, ...]:
+    """The parts of the data that a protocol of features looks at."""
+    if name == "knn_loocv":
+        return ("test",)
+    return ("train",) if name == "linear" and ready.options.groups else ("train", "test")
+
+
 def compared(name: str, ready: Ready) -> list[str]:
     """What a protocol is run on, the run itself first."""
     if name in ON_FEATURES:
-        return list(ready.train.of)
+        return list(getattr(ready, parts_of(name, ready)[0]).of)
     return list(ready.networks) if name in TRAINED else ["trained"]
 
 
@@ -537,7 +566,8 @@ def measured(target: str, protocols: list[str], options: Options) -> dict[str, A
     ready = Ready(subject(target, options), options)
     alone = ON_RUN.keys() >= set(protocols)
     if not alone:
-        _ = ready.sources  # mistakes in the data, before a cluster starts
+        for name in protocols:
+            _ = of_protocol(name, ready).sources  # mistakes in the data, before a cluster starts
     with nullcontext() if alone else cluster(options.address):
         it = ready.subject
         storage = it.folder.parent
@@ -561,6 +591,7 @@ def measure(name: str, ready: Ready, figures: dict[str, Any], known: dict[str, A
     Args:
         known: figures of baselines by what they depend on; those of a dataset are computed once, for all runs.
     """
+    ready = of_protocol(name, ready)
     it, options = ready.subject, ready.options
     settings: dict[str, Any] = {}
     for field_ in OPTIONS_OF.get(name, (name,)):
@@ -570,11 +601,10 @@ def measure(name: str, ready: Ready, figures: dict[str, Any], known: dict[str, A
         settings |= {"clips": dataclasses.asdict(options.clips), "frames": it.frames}
     if name == "pose" and it.recipe is not None:  # what it resolves `posing.background` by
         settings |= {"backgrounds": sorted({view.background for view in it.recipe.views_used.values()})}
-    grouped = name == "linear" and options.groups != ""
-    settings |= {"groups": options.groups} if grouped else {}
+    settings |= {"groups": options.groups} if name == "linear" and options.groups else {}
     if name not in ON_RUN:
         features = name in ON_FEATURES or name in ON_CLASSIFIER
-        for part in get_args(Part)[: 1 if grouped else 2]:
+        for part in parts_of(name, ready):
             count = len(getattr(ready, part).index if features else ready.wanted(part))
             settings |= {part: getattr(options.data, part), f"{part}_images": count}
     for of in compared(name, ready):
@@ -618,7 +648,7 @@ def print_task(figures: Mapping[str, Any]) -> None:
 
 AS_THEY_ARE = ("mae", "mpjpe", "nmpjpe", "pmpjpe")
 """Frames and millimetres; all other figures are fractions, shown as percents."""
-SHOWN = ("top", "train", "test", "gap", "precision", "balanced", "accuracy", *AS_THEY_ARE, "low", "high")
+SHOWN = ("top", "map", "mean", "train", "test", "gap", "precision", "balanced", "accuracy", *AS_THEY_ARE, "low", "high")
 
 
 def print_table(figures: Mapping[str, Any], protocols: list[str], it: Subject) -> None:

@@ -26,6 +26,7 @@ from pipelines.board import console
 from pipelines.errors import UserError
 from pipelines.pretrain import pretrain
 from pipelines.recipe import Recipe, Run
+from pipelines.sources import Data
 from pipelines.storage import Checkpoints, Folder
 from pipelines.tasks import own_task
 
@@ -90,6 +91,10 @@ class Finetune:
     """Layer of the backbone whose whole map is classified; what lies behind it is not used. Empty: pooled features."""
     from_layer: str = ""
     """The first layer that is trained; what lies before it is frozen, its batch norm included. Empty: all are."""
+    freeze: bool = False
+    """The whole backbone stays as it is: the classifier alone is trained."""
+    classifier_rate: float = 1.0
+    """A factor of the classifier's learning rate, beside the backbone's."""
     values: int | None = None
     """With `layer`: most values of its map that the classifier sees. None: all."""
     rescale: Literal["none", "new", "every"] = "none"
@@ -166,14 +171,20 @@ def layerwise(ready: "Ready", of: str) -> dict[str, Any]:
 
 
 def finetune(ready: "Ready", of: str) -> dict[str, Any]:
-    chosen = ready.options.finetune
+    return tuned(ready, of, "finetune", ready.options.finetune)
+
+
+def tuned(ready: "Ready", of: str, protocol: str, chosen: Finetune, data: Data | None = None) -> dict[str, Any]:
+    """`data`: what is learned from, of the classes of the data that is evaluated. None: those data."""
     config = supervised.Config(
-        freeze_backbone=False,
+        freeze_backbone=chosen.freeze,
+        classifier_rate=chosen.classifier_rate,
         from_layer=chosen.from_layer,
         layers=(chosen.layer,) if chosen.layer else (),
         values=chosen.values,
     )
-    logits, label = trained(ready, "finetune", of, recipe_of(ready, config, chosen), chosen)
+    recipe = recipe_of(ready, config, chosen)
+    logits, label = trained(ready, protocol, of, dataclasses.replace(recipe, data=data or recipe.data), chosen)
     return accuracies(next(iter(logits.values())), label)
 
 

@@ -13,6 +13,7 @@ IMAGES: Mapping[str, int] = {
     "tinyimagenet": 100_000,
     "imagenet100": 127_000,
     "imagenet": 1_281_167,
+    "imagenette": 9_469,
     "celeba": 162_770,
     "ucf101": 9_537,
     "kinetics": 390_000,
@@ -31,10 +32,26 @@ RATES: Mapping[tuple[str, int], float] = {
     ("resnet18", 32): 39.7,
     ("resnet18", 64): 8.6,
     ("resnet50", 224): 4.3,
+    ("resnet18", 224): 6.9,
+    ("resnet34", 32): 13.5,
+    ("resnet34", 224): 4.4,
+    ("efficientnet_b0", 32): 79.9,
+    ("efficientnet_b0", 224): 7.7,
+    ("efficientnet_b1", 32): 55.7,
+    ("efficientnet_b1", 224): 5.9,
+    ("mobilenet_v3_large", 32): 111.4,
+    ("mobilenet_v3_large", 224): 15.0,
+    ("cifarnet", 32): 310.0,
+    ("inception", 28): 78.0,
+    ("preact_resnet18", 28): 32.0,
+    ("resnet20", 28): 280.0,
+    ("resnet20", 128): 6.7,
+    ("resnet18", 128): 7.4,
 }
 """Images/s by backbone and pixels of the online view, of SCE's step with two views on `MACHINE`, views excluded:
 measured by `python -m pipelines bench step --backbone NAME --size PIXELS --batch-size 64` (of resnet18 at 64 pixels 32,
-at 224 pixels 8)."""
+at 224 pixels 8). From resnet18 at 224 pixels on it is twice what a second of one core's CPU time brought; of cifarnet
+and those at 28 pixels in bilevel's step with its recipes' one view, of those at 128 in that of Prelax on BYOL."""
 OTHERS: Mapping[tuple[str, Profile], float] = {
     ("transformations_stl10", "small"): 22.4,
     ("transformations_stl10", "paper"): 6.9,
@@ -45,10 +62,12 @@ OTHERS: Mapping[tuple[str, Profile], float] = {
     ("dfgan_cifar10", "paper"): 22.0,
     ("dfgan_stl10", "paper"): 3.9,
     ("dfgan_celeba", "paper"): 3.9,
+    **{(f"prelax_{name}", "small"): 89.0 for name in ("cifar10", "cifar100", "tinyimagenet")},
+    **{(f"prelax_{name}", "paper"): 12.8 for name in ("cifar10", "cifar100", "tinyimagenet")},
 }
 """Images/s of other methods' steps, by recipe and profile, on `MACHINE`: measured by `python -m pipelines bench recipe
 NAME` with the profile's fields (of the largest set of tasks, of the default noise), `smoke` as `small`. `dfgan_celeba`
-has the networks of `dfgan_stl10`."""
+has the networks of `dfgan_stl10`. Prelax is Prelax-all on SimSiam, which has three views: by CPU time, as above."""
 CLIPS: Mapping[tuple[str, int], float] = {
     ("c3d:small", 32): 132.0,
     ("c3d:small", 48): 61.0,
@@ -83,7 +102,7 @@ def hours(grid: Grid, profile: Profile) -> float | None:
         values = dict(zip(grid.axes, cell, strict=True))
         recipe = grid.recipe(cell, profile)
         base = grid.bases[profile].format(**values)
-        dataset = base.rpartition("_")[2]
+        dataset = next((word for word in base.split("_") if word in IMAGES), "")
         pixels = next(iter(recipe.views.values())).size
         passes = 2 if getattr(recipe.method, "symmetric", False) else 1
         if recipe.data.media == "video":

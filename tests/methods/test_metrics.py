@@ -11,14 +11,17 @@ import torch.nn.functional as F
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from methods.metrics import knn as nearest
 from methods.metrics import retrieval
 from methods.metrics.collapse import monitors
-from methods.metrics.knn import knn
+from methods.metrics.knn import knn, knn_loocv
 from methods.metrics.linear import IMAGENET, RESSL, RESSL_IMAGENET, Linear, linear
-from methods.metrics.logistic import logistic
+from methods.metrics.logistic import logistic, logistic_several
+from methods.metrics.precision import average_precision, mean_average_precision
 from methods.metrics.projection import scatter_figure, tsne
 from methods.metrics.retrieval import clip_retrieval_figure, neighbours, retrieval_figure, topk_retrieval
 
@@ -194,6 +197,132 @@ def test_knn_refuses_bad_arguments() -> None:
         knn(*data, k=1, classes=1)
 
 
+# ---------------------------------------------------------------------------------------- leave one out
+
+
+def test_leave_one_out_by_hand() -> None:
+    """At 0, 10, 25, 90 and 100 degrees, of classes 0, 0, 1, 1, 1. With k = 1 the neighbours are of 10, 0, 10, 100 and
+    90: right but for the third. With k = 3 (0: 10, 25, 90; 10: 0, 25, 90; 25: 10, 0, 90; 90: 100, 25, 10; 100: 90,
+    25, 10) the first three are outvoted 2 to 1, and the last two right. With k = 4 each sees all others: the first two
+    a 1 to 3, the third a tie, which class 0 wins, likewise the last two."""
+    features, labels = angles(0, 10, 25, 90, 100), torch.tensor([0, 0, 1, 1, 1])
+    found = knn_loocv(features, labels, ks=(1, 3, 4, 5), standardize=False)
+    assert found == {"top1_1": 0.8, "top1_3": 0.4, "top1_4": 0.0}
+    sharp = knn_loocv(features, labels, ks=(4,), standardize=False, temperature=0.01)
+    assert sharp == {"top1_4": 0.8}  # the nearest alone decides
+
+
+@pytest.mark.parametrize("temperature", [None, 0.2])
+def test_leave_one_out_equals_a_naive_twin(monkeypatch: pytest.MonkeyPatch, temperature: float | None) -> None:
+    """Each of 60 samples against a set without it, in float64, of standardized features; in chunks of four rows too."""
+    features, labels = blobs(60, 6, 5, 0.5, seed=0)
+    features = features * torch.tensor([1.0, 10, 100, 1, 1]) + 7
+    x = features.double().numpy()
+    x = (x - x.mean(0)) / x.std(0)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    right = {1: 0, 7: 0, 59: 0}
+    for i in range(60):
+        others = [j for j in range(60) if j != i]
+        order = sorted(others, key=lambda j: (-(x[i] @ x[j]), j))
+        for k in right:
+            votes = np.zeros(6)
+            for j in order[:k]:
+                votes[labels[j]] += 1 if temperature is None else np.exp((x[i] @ x[j] - 1) / temperature)
+            right[k] += int(votes.argmax() == labels[i])
+    expected = {f"top1_{k}": n / 60 for k, n in right.items()}
+    assert len({*expected.values()}) == 3 and min(expected.values()) < 0.8
+    for cells in (2**24, 24):
+        monkeypatch.setattr(nearest, "_CELLS", cells)
+        monkeypatch.setattr(retrieval, "_CELLS", 10 * cells)
+        assert knn_loocv(features, labels, ks=(1, 7, 59, 60), temperature=temperature) == expected
+
+
+def test_leave_one_out_never_sees_the_sample_itself() -> None:
+    """Pairs of equal features with other labels: each one's nearest is the other of its pair, which is wrong."""
+    features = angles(0, 30, 60, 90).repeat_interleave(2, 0)
+    assert knn_loocv(features, torch.arange(8) % 2, ks=(1,)) == {"top1_1": 0.0}
+
+
+def test_leave_one_out_refuses_bad_arguments() -> None:
+    features, labels = angles(0, 10, 90), torch.tensor([0, 0, 1])
+    for ks in ((), (3,), (0, 1)):
+        with pytest.raises(ValueError, match="choose from 1 on"):
+            knn_loocv(features, labels, ks=ks)
+    with pytest.raises(ValueError, match="temperature is above 0"):
+        knn_loocv(features, labels, ks=(1,), temperature=0)
+    with pytest.raises(ValueError, match="labels lie in 0 to 0"):
+        knn_loocv(features, labels, ks=(1,), classes=1)
+    with pytest.raises(ValueError, match="3 features and 2 labels"):
+        knn_loocv(features, labels[:2], ks=(1,))
+    with pytest.raises(ValueError, match="not finite"):
+        knn_loocv(features / 0, labels, ks=(1,))
+
+
+# ------------------------------------------------------------------------------------ average precision
+
+
+def test_average_precision_by_hand() -> None:
+    """By falling score: wrong, right, wrong, right, right. Precision at the three hits is 1/2, 2/4 and 3/5; the highest
+    at a recall or beyond is 3/5 everywhere. So it is 3/5 by area and at 11 points; not interpolated 1.6 / 3.
+
+    Right, wrong, wrong, right: 1 at recall 1/2 and 2/4 at 1. Area: (1 + 1/2) / 2; of the 11 points six, 0 to .5, have
+    1 and five 1/2."""
+    scores, positive = torch.tensor([5.0, 4, 3, 2, 1]), torch.tensor([False, True, False, True, True])
+    for points in (None, 11):
+        assert average_precision(scores, positive, points=points) == pytest.approx(0.6)
+    assert average_precision_score(positive, scores) == pytest.approx(1.6 / 3)
+    scores, positive = torch.tensor([1.0, 4, 3, 2]), torch.tensor([True, True, False, False])
+    assert average_precision(scores, positive) == pytest.approx(0.75)
+    assert average_precision(scores, positive, points=11) == pytest.approx((6 + 5 / 2) / 11)
+
+
+def test_average_precision_of_equal_scores_and_of_exact_tenths() -> None:
+    """Equal scores are retrieved at once: two of five positive. Ten positives, the first seven of them found without a
+    mistake, then ten others: at 0 to .7 precision is 1, and .8 needs 18 for 8, .9 19 for 9 and 1 20 for 10 (a half,
+    the highest there)."""
+    flat = torch.tensor([True, True, False, False, False])
+    for points in (None, 11):
+        assert average_precision(torch.zeros(5), flat, points=points) == pytest.approx(0.4)
+    positive = torch.tensor([True] * 7 + [False] * 10 + [True] * 3)
+    found = average_precision(-torch.arange(20.0), positive, points=11)
+    assert found == pytest.approx((8 + 3 / 2) / 11)
+
+
+def test_average_precision_equals_a_naive_twin() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        scores, positive = torch.randn(50, generator=generator), torch.rand(50, generator=generator) < 0.3
+        hits = positive[scores.argsort(descending=True)].double()
+        precision, recall = hits.cumsum(0) / torch.arange(1, 51), hits.cumsum(0) / hits.sum()
+        area = sum(precision[i:].max() for i in hits.nonzero()[:, 0]) / hits.sum()
+        eleven = sum(precision[recall >= t / 10 - 1e-9].max() for t in range(11)) / 11
+        assert average_precision(scores, positive) == pytest.approx(float(area))
+        assert average_precision(scores, positive, points=11) == pytest.approx(float(eleven))
+        assert average_precision(scores, positive) >= average_precision_score(positive, scores)
+
+
+def test_mean_average_precision_leaves_out_what_is_not_known() -> None:
+    """The first class: .75 (see above), and 1 without its second sample; the second has no positive sample at all."""
+    scores = torch.tensor([[1.0, 4, 3, 0], [0, 0, 0, 0]]).T
+    positive = torch.tensor([[True, False, False, False], [False] * 4]).T
+    known = torch.tensor([[True, False, False, True], [True] * 4]).T
+    assert mean_average_precision(scores, positive) == pytest.approx(1 / 3)
+    assert mean_average_precision(scores, positive, known=known) == 1.0
+    with pytest.raises(ValueError, match="no class has a positive sample"):
+        mean_average_precision(scores, positive & ~known)
+    with pytest.raises(ValueError, match=r"scores of shape \(4, 1\)"):
+        mean_average_precision(scores[:, :1], positive)
+
+
+def test_average_precision_refuses_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="without a positive sample"):
+        average_precision(torch.zeros(2), torch.tensor([False, False]))
+    with pytest.raises(ValueError, match="finite"):
+        average_precision(torch.tensor([math.inf, 0]), torch.tensor([True, False]))
+    with pytest.raises(ValueError, match="2 points"):
+        average_precision(torch.zeros(1), torch.tensor([True]), points=1)
+
+
 # ------------------------------------------------------------------------------------------- logistic
 
 
@@ -218,6 +347,39 @@ def test_logistic_chooses_a_strength_that_is_neither_too_weak_nor_too_strong() -
     assert chosen["regularization"] == 1.0
     assert chosen["top1"] == alone[1] > max(alone[0], alone[2])
     assert chosen == logistic(train, train_labels, test, test_labels, regularizations=grid[::-1], validation=0.3)
+
+
+def test_logistic_reports_the_mean_over_classes() -> None:
+    """Nine of ten test samples are of class 0, all right; of the one of class 1, which lies among them, none."""
+    train, labels = torch.tensor([[0.0], [0.1], [1], [1.1]]).repeat(5, 1), torch.tensor([0, 0, 1, 1]).repeat(5)
+    test, test_labels = torch.zeros(10, 1), torch.tensor([0] * 9 + [1])
+    found = logistic(train, labels, test, test_labels, validation=0.2, metric="mean_per_class")
+    assert (found["top1"], found["mean_per_class"]) == (0.9, 0.5) and found["validation_mean_per_class"] == 1.0
+
+
+def test_logistic_of_several_labels_equals_scikit_learn_class_by_class() -> None:
+    """Two classes that are told by one dimension each; the third sample does not count for the second."""
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(200, 4, generator=generator), torch.randn(300, 4, generator=generator)
+    noise = torch.randn(500, 2, generator=generator)
+    labels, test_labels = train[:, :2] + noise[:200] > 0, test[:, :2] + noise[200:] > 0
+    known = torch.ones_like(labels)
+    known[2, 1] = False
+    found = logistic_several(train, labels, test, test_labels, train_known=known, regularizations=[3.0], points=None)
+    scale = train.square().sum(1).mean().sqrt()
+    figures = []
+    for c in range(2):
+        twin = LogisticRegression(C=1 / 3, max_iter=200).fit((train / scale)[known[:, c]], labels[known[:, c], c])
+        said = torch.from_numpy(twin.decision_function(test / scale))
+        figures.append(average_precision(said, test_labels[:, c]))
+    assert found["map"] == pytest.approx(sum(figures) / 2, abs=1e-6) and 0.7 < found["map"] < 1
+    assert found["regularization"] == 3.0 and found["converged"] == 1.0
+    eleven = logistic_several(train, labels, test, test_labels, regularizations=[3.0])
+    assert eleven["map"] != found["map"]
+    chosen = logistic_several(train, labels, test, test_labels, regularizations=[1e7, 3.0])
+    assert chosen["validation_map"] >= eleven["validation_map"]
+    with pytest.raises(ValueError, match="class 1 has samples of one kind"):
+        logistic_several(train, labels & torch.tensor([True, False]), test, test_labels)
 
 
 # --------------------------------------------------------------------------------------------- linear

@@ -226,6 +226,18 @@ def test_steps_and_constant() -> None:
     assert [learning_rate(constant, 9, clock(s)) for s in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
 
 
+def test_exponential_by_hand() -> None:
+    """Thesis of S. Jenni, section 8.4.1: from .1, "reduced by a factor of 0.95 after every epoch"; epochs of 10 steps.
+    .95^2 = .9025, .95^9 = .6302494. Warm-up of an epoch and a half ends at .95 of the peak."""
+    spec = Optimizer(lr=0.1, scaling="none", schedule="exponential", gamma=0.95)
+    assert [learning_rate(spec, 128, clock(s)) for s in (0, 9, 10, 19, 20, 99)] == pytest.approx(
+        [0.1, 0.1, 0.095, 0.095, 0.09025, 0.06302494], rel=1e-6
+    )
+    assert learning_rate(spec, 128, clock(20, total=1000)) == pytest.approx(0.09025), "whatever the run's length"
+    warm = replace(spec, warmup_epochs=1.5, scaling="linear")
+    assert [learning_rate(warm, 512, clock(s)) for s in (0, 12, 15, 20)] == pytest.approx([0.0, 0.16, 0.19, 0.1805])
+
+
 def test_constant_groups_keep_the_peak() -> None:
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     spec = Optimizer(lr=0.1, warmup_epochs=1)
@@ -249,7 +261,8 @@ def test_constant_groups_keep_the_peak() -> None:
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"weight_decay": -1e-4}, "weight_decay"),
         ({"trust": 0}, "trust"),
-        ({"schedule": "step"}, "schedule"),
+        ({"schedule": "step"}, "schedule is one of cosine, linear, steps, exponential, constant, got step"),
+        ({"schedule": "exponential", "milestones": (1,)}, "milestones is given with schedule steps"),
         ({"warmup_epochs": -1}, "warmup_epochs"),
         ({"schedule": "steps"}, "milestones is given with schedule steps"),
         ({"milestones": (1,)}, "milestones is given with schedule steps"),

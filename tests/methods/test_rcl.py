@@ -138,7 +138,7 @@ IMAGES = images()
 
 
 def clock_at(step: int) -> Clock:
-    return Clock(step=step, total_steps=100, steps_per_epoch=STEPS, epoch=step // STEPS, seed=3)
+    return Clock(step=step, total_steps=300, steps_per_epoch=STEPS, epoch=step // STEPS, seed=3)
 
 
 def batch_at(step: int, share: slice = slice(None)) -> dict[str, Tensor]:
@@ -281,12 +281,32 @@ def test_an_index_outside_is_refused() -> None:
         method.before_epoch(clock_at(STEPS), lambda: (torch.rand(61, 8), torch.arange(61)))
 
 
+MANY = 300
+
+
 def outcome(rank: int) -> dict[str, Tensor]:
-    """The state after three epochs on this rank's half of each batch."""
-    method = set_batch_norm(build(), "none")
-    model = DistributedDataParallel(method, broadcast_buffers=False)
-    train(method, sgd(method), range(3 * STEPS), model, slice(rank * BATCH // 2, (rank + 1) * BATCH // 2))
-    return {name: value.detach().clone() for name, value in method.state_dict().items()}
+    """Labels at the end of each of 100 epochs on this rank's half of each batch, and the state at the end; a run that
+    goes on from the middle is compared with it here. `train` looks at each step whether the property holds."""
+
+    def begun(seed: int) -> tuple[RCL, torch.optim.Optimizer, nn.Module]:
+        method = set_batch_norm(build(seed), "none")
+        return method, sgd(method), DistributedDataParallel(method, broadcast_buffers=False)
+
+    method, optimizer, model = begun(0)
+    share = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
+    labels = []
+    middle: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for epoch in range(MANY // STEPS):
+        train(method, optimizer, range(epoch * STEPS, (epoch + 1) * STEPS), model, share)
+        labels.append(method.bank.labels.clone())
+        if epoch == MANY // STEPS // 2:
+            middle = deepcopy(method.state_dict()), deepcopy(optimizer.state_dict())
+    resumed, optimizer, model = begun(1)
+    resumed.load_state_dict(middle[0])
+    optimizer.load_state_dict(middle[1])
+    train(resumed, optimizer, range((MANY // STEPS // 2 + 1) * STEPS, MANY), model, share)
+    assert same(method.state_dict(), resumed.state_dict())
+    return {"history": torch.stack(labels)} | {n: v.detach().clone() for n, v in method.state_dict().items()}
 
 
 def work(rank: int, folder: Path) -> None:
@@ -297,10 +317,11 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.ray
-def test_two_workers_hold_identical_labels(tmp_path: Path) -> None:
+def test_two_workers_hold_identical_labels_through_300_steps(tmp_path: Path) -> None:
     mp.spawn(work, args=(tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert same(first, second)
-    labels = first["bank.labels"]
-    assert first["bank.started"] and preserved(labels)
-    assert 1 < len(labels[1].unique()) < SAMPLES
+    history = first["history"]  # (epochs, H, N)
+    assert first["bank.started"] and all(preserved(labels) for labels in history)
+    assert len(history.unique(dim=0)) > 10  # they moved
+    assert 1 < len(history[-1, 1].unique()) < SAMPLES

@@ -12,6 +12,8 @@ from torch import nn
 from methods import backbones
 from methods.backbones import Backbone
 from methods.method import Clock, Facts
+from methods.optim import Optimizer, set_learning_rate
+from methods.optim import build as build_optimizer
 from methods.parts import evaluating
 from methods.supervised import METHOD, Config, Supervised, map_classifier, pooled
 
@@ -76,6 +78,29 @@ def test_fine_tuning_moves_weights_and_statistics() -> None:
     assert {"network.0.weight", "network.1.weight", "network.1.running_mean"} <= changed
     method.eval()
     assert not any(module.training for module in method.modules())
+
+
+def test_a_classifier_has_its_own_rate_beside_the_backbone() -> None:
+    """Half way down a cosine from .02 the backbone has .01 and the classifier ten times that; of plain SGD the first
+    step moves each by its rate times the gradient."""
+    method = build(Config(freeze_backbone=False, classifier_rate=10.0)).train()
+    spec = Optimizer(lr=0.02, scaling="none", momentum=0.0, weight_decay=0.0)
+    optimizer = build_optimizer(spec, method.parameters_of("model"), 12)
+    moved = [p for group in optimizer.param_groups for p in group["params"]]
+    assert len(moved) == len({id(p) for p in moved}) == len([*method.parameters()])
+    set_learning_rate(optimizer, spec, 12, Clock(step=5, total_steps=10, steps_per_epoch=5, epoch=1, seed=0))
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    method(batch(), CLOCK, "model").loss.backward()
+    optimizer.step()
+    for name, p in method.named_parameters():
+        rate = 0.1 if name.startswith("classifiers.") else 0.01
+        assert p.grad is not None and ("bias" in name or p.grad.abs().max() > 0)
+        torch.testing.assert_close(p.detach(), before[name] - rate * p.grad, atol=1e-7, rtol=1e-5)
+    frozen = build(Config(classifier_rate=10.0)).train()
+    [group] = frozen.parameters_of("model")
+    assert isinstance(group, dict) and group["rate"] == 10.0 and len(group["params"]) == 2
+    with pytest.raises(ValueError, match="classifier_rate is above 0"):
+        Config(classifier_rate=0.0)
 
 
 def test_the_loss_and_the_accuracy_by_hand() -> None:

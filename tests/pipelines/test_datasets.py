@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision.datasets as published
 from PIL import Image
+from scipy.io import savemat
 
 from methods.metrics.knn import knn
 from pipelines import datasets
@@ -187,6 +188,14 @@ def test_stl10_both(tmp_path, monkeypatch):
         ("voc2007", "VOCdevkit/VOC2007"),
         ("imagenette", "imagenette2 "),
         ("imagenette_160", "imagenette2-160"),
+        ("food101", "food-101"),
+        ("sun397", "SUN397"),
+        ("cars", "stanford_cars"),
+        ("aircraft", "fgvc-aircraft-2013b"),
+        ("dtd", "dtd"),
+        ("pets", "oxford-iiit-pet"),
+        ("caltech101", "caltech101"),
+        ("flowers", "flowers-102"),
     ],
 )
 def test_missing_files_say_what_to_put_where(tmp_path, name, layout):
@@ -308,3 +317,153 @@ def test_tinyimagenet(tmp_path):
         source, image, label = loaded(path, 6)
         assert source.class_names == ("goldfish", "bullfrog") and source.rows == 2
         assert np.array_equal(image[:, 0, 0, 0] // 40 - 1, label)
+
+
+# ----------------------------------------------------------------------------------- many-shot transfer
+
+
+def food101(root):
+    """Three training images and one test image of each of two classes, as the published archive has them."""
+    for split, numbers in (("train", (1, 2, 3)), ("test", (4,))):
+        lists = {name: [f"{name}/{i}" for i in numbers] for name in ("waffles", "apple_pie")}
+        (root / "food-101" / "meta").mkdir(parents=True, exist_ok=True)
+        (root / "food-101" / "meta" / f"{split}.json").write_text(json.dumps(lists))
+        for name, files in lists.items():
+            for file in files:
+                picture(root / "food-101" / "images" / f"{file}.jpg", 200 if name == "waffles" else 10)
+    return ["apple_pie", "waffles"], {"train": 3, "test": 1}
+
+
+def dtd(root):
+    """Of the first fold two lists are train; the second fold has other images."""
+    base = root / "dtd" / "dtd"
+    (base / "labels").mkdir(parents=True)
+    for fold in (1, 2):
+        for part, number in (("train", 0), ("val", 1), ("test", 2)):
+            lines = [f"{name}/{name}_{10 * fold + number}.jpg" for name in ("zigzagged", "banded")]
+            (base / "labels" / f"{part}{fold}.txt").write_text("\n".join(lines))
+            for line in lines:
+                picture(base / "images" / line, 200 if line[0] == "z" else 10)
+    return ["banded", "zigzagged"], {"train": 2, "test": 1}
+
+
+def pets(root):
+    base = root / "oxford-iiit-pet"
+    (base / "annotations").mkdir(parents=True)
+    for part, numbers in (("trainval", (1, 2)), ("test", (3,))):
+        rows = [(name, label, i) for label, name in ((1, "Abyssinian"), (2, "great_pyrenees")) for i in numbers]
+        text = "".join(f"{name}_{i} {label} 1 1\n" for name, label, i in rows)
+        (base / "annotations" / f"{part}.txt").write_text(text)
+        for name, label, i in rows:
+            picture(base / "images" / f"{name}_{i}.jpg", 10 if label == 1 else 200)
+    return ["Abyssinian", "Great Pyrenees"], {"train": 2, "test": 1}
+
+
+def aircraft(root):
+    base = root / "fgvc-aircraft-2013b" / "data"
+    base.mkdir(parents=True)
+    (base / "variants.txt").write_text("707-320\nA300B4\n")
+    for part, numbers in (("trainval", ("0000001", "0000002")), ("test", ("0000003",))):
+        rows = [
+            (f"{label}{number[1:]}", name) for label, name in enumerate(("707-320", "A300B4")) for number in numbers
+        ]
+        (base / f"images_variant_{part}.txt").write_text("".join(f"{file} {name}\n" for file, name in rows))
+        for file, name in rows:
+            picture(base / "images" / f"{file}.jpg", 10 if name == "707-320" else 200)
+    return ["707-320", "A300B4"], {"train": 2, "test": 1}
+
+
+def cars(root):
+    base = root / "stanford_cars"
+    (base / "devkit").mkdir(parents=True)
+    names = np.array(["AM General Hummer SUV 2000", "Acura RL Sedan 2012"], dtype=object)
+    savemat(base / "devkit" / "cars_meta.mat", {"class_names": names})
+    for part, count, file in (
+        ("train", 4, "devkit/cars_train_annos.mat"),
+        ("test", 2, "cars_test_annos_withlabels.mat"),
+    ):
+        rows = [(f"{i:05}.jpg", 1 + i % 2) for i in range(count)]
+        kind = [("fname", object), ("class", np.uint8)]
+        savemat(base / file, {"annotations": np.array(rows, dtype=kind)})
+        for name, label in rows:
+            picture(base / f"cars_{part}" / name, 10 if label == 1 else 200)
+    return names.tolist(), {"train": 2, "test": 1}
+
+
+def flowers(root):
+    """Six images; 1 and 2 are training, 3 and 4 validation, 5 and 6 test images."""
+    base = root / "flowers-102"
+    base.mkdir()
+    savemat(base / "imagelabels.mat", {"labels": np.array([1, 2, 1, 2, 1, 2])})
+    savemat(base / "setid.mat", {"trnid": np.array([1, 2]), "valid": np.array([3, 4]), "tstid": np.array([5, 6])})
+    for i in range(1, 7):
+        picture(base / "jpg" / f"image_{i:05}.jpg", 10 if i % 2 else 200)
+    return list(published.Flowers102.classes), {"train": 2, "test": 1}
+
+
+def sun397(root):
+    base = root / "SUN397"
+    classes = ["abbey", "apartment_building/outdoor"]
+    lists = {"Training_01.txt": (1, 2), "Testing_01.txt": (3,)}
+    for name in classes:
+        for i in range(1, 5):  # the fourth is in no list
+            picture(base / "a" / name / f"sun_{i}.jpg", 10 if name == "abbey" else 200)
+    (base / "ClassName.txt").write_text("".join(f"/a/{name}\n" for name in classes))
+    for file, numbers in lists.items():
+        (base / file).write_text("".join(f"/a/{name}/sun_{i}.jpg\n" for name in classes for i in numbers))
+    return classes, {"train": 2, "test": 1}
+
+
+def caltech101(root):
+    base = root / "caltech101" / "101_ObjectCategories"
+    for value, name in ((10, "BACKGROUND_Google"), (200, "accordion")):
+        for i in range(1, 33):
+            picture(base / name / f"image_{i:04}.jpg", value)
+    return ["BACKGROUND_Google", "accordion"], {"train": 30, "test": 2}
+
+
+@pytest.mark.parametrize("made", [food101, dtd, pets, aircraft, cars, flowers, sun397, caltech101])
+def test_many_shot_sets_have_their_published_splits(tmp_path, monkeypatch, made):
+    """Read by torchvision out of the published layout; dark images are of class 0. Files are copied, in a mixture."""
+    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda path, md5: Path(path).is_file())
+    (tmp_path / "own").mkdir()
+    classes, counts = made(tmp_path / "own")
+    options = DatasetOptions(str(tmp_path / "to"), str(tmp_path / "own"))
+    paths = write(made.__name__, options)
+    assert [path.name for path in paths] == ["train-00000.parquet", "test-00000.parquet"]
+    seen: list[tuple[str, int]] = []
+    for path, count in zip(paths, counts.values(), strict=True):
+        source, image, label = loaded(path, 6)
+        assert list(source.class_names) == classes and Counter(label.tolist()) == {0: count, 1: count}
+        assert np.array_equal(image[:, 0, 3, 3] > 100, label == 1)
+        table = pq.read_table(path)
+        seen += zip(table["name"].to_pylist(), table["label"].to_pylist(), strict=True)
+    if made is not cars:  # whose training and test images are numbered alike
+        assert len(set(seen)) == 2 * sum(counts.values())  # no image twice, and none in both splits
+
+
+def test_folds_of_dtd_and_splits_of_caltech(tmp_path):
+    dtd(tmp_path)
+    options = DatasetOptions(str(tmp_path / "to"), str(tmp_path), "test", fold=2)
+    assert sorted(pq.read_table(write("dtd", options))["name"].to_pylist()) == ["banded_22.jpg", "zigzagged_22.jpg"]
+    with pytest.raises(UserError, match="--fold is 1 to 10, got 11"):
+        write("dtd", DatasetOptions(str(tmp_path / "other"), str(tmp_path), fold=11))
+    caltech101(tmp_path)
+
+    def named(seed, split):
+        options = DatasetOptions(str(tmp_path / f"{seed}"), str(tmp_path), split, seed=seed)
+        return {*pq.read_table(write("caltech101", options))["name"].to_pylist()}
+
+    assert named(0, "test") != named(1, "test")
+
+
+def test_sun397_needs_its_partitions(tmp_path):
+    sun397(tmp_path)
+    (tmp_path / "SUN397" / "Testing_01.txt").unlink()
+    with pytest.raises(UserError, match=r"no file .*Testing_01.txt: unpack Partitions.zip"):
+        write("sun397", DatasetOptions(str(tmp_path / "to"), str(tmp_path), "test"))
+
+
+def test_cars_cannot_be_downloaded(tmp_path):
+    with pytest.raises(UserError, match=r"download failed: .*broken.*\nPut the folder stanford_cars"):
+        write("cars", DatasetOptions(str(tmp_path)))

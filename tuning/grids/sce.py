@@ -1,15 +1,20 @@
-"""SCE (Denize et al., WACV 2023, arXiv 2111.14585), sections 4.1 and 4.2: linear evaluation.
+"""SCE (Denize et al., WACV 2023, arXiv 2111.14585), sections 4.1 and 4.2: linear evaluation; section 4.4: transfer.
 
 Tables 1, 3, 4 and 6 are ImageNet-100 with ResNet-50, 200 epochs; the profiles `smoke` and `small` take CIFAR-10 in its
-place, whose recipe has the same tau_m .05.
+place, whose recipe has the same tau_m .05. Tables 9 and 10 are of the one run with multi-crop on ImageNet, likewise.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from methods import moco, ressl, views
 from methods.metrics.linear import Linear
+from methods.metrics.logistic import REGULARIZATIONS, Metric
+from pipelines.evaluate import Options
 from pipelines.recipe import Recipe
-from tuning.grid import Axes, Cell, Grid, table
+from pipelines.shots import LowShot, Transfer
+from tuning.grid import Axes, Cell, Grid, Profile, table
 
 
 def grid(
@@ -176,4 +181,112 @@ table6 = grid(
         "82.33 82.52 82.94 82.54 83.37 82.71 82.53 82.07",
         "81.28 81.15 81.19 81.19 81.13 80.91 81.18 81.20",
     ),
+)
+
+# ---------------------------------------------------------------------------------------- section 4.4
+
+
+def as_it_is(base: Recipe, **values: Any) -> Recipe:
+    """One pretraining, which the table evaluates."""
+    return base
+
+
+def to_dataset(options: Options, profile: Profile, method: str, dataset: str, figure: str) -> Options:
+    """From the images that the sweep's --labelled and --labelled-test name."""
+    data = options.data
+    metric: Metric = "mean_per_class" if figure == "mean_per_class" else "top1"
+    return replace(options, transfer=replace(options.transfer, train=data.train, test=data.test or "", metric=metric))
+
+
+def evaluated(number: int, title: str, axes: Axes, figures: Mapping[Cell, float | None], **fields: Any) -> Grid:
+    """`sce` is trained, but for the mean over the columns; others are the paper's alone, ReSSL too: its authors'."""
+
+    def trained(cell: Cell) -> bool:
+        return cell[0] == "sce" and "mean" not in cell
+
+    return Grid(
+        name=f"sce_table{number}",
+        paper="SCE (arXiv 2111.14585)",
+        table=f"Table {number}",
+        title=title,
+        setting="ImageNet, ResNet-50, multi-crop, 200 epochs",
+        axes=axes,
+        bases={"smoke": "sce_cifar10", "small": "sce_cifar10", "paper": "sce_imagenet_multicrop"},
+        derive=as_it_is,
+        figures={cell: figure for cell, figure in figures.items() if trained(cell)},
+        printed={cell: figure for cell, figure in figures.items() if not trained(cell)},
+        labelled=("labelled", "labelled_test"),
+        collapses=False,
+        **fields,
+    )
+
+
+DATASETS: Mapping[str, str] = {
+    "food101": "top1",
+    "cifar10": "top1",
+    "cifar100": "top1",
+    "sun397": "top1",
+    "cars": "top1",
+    "aircraft": "mean_per_class",
+    "voc2007": "map",
+    "dtd": "top1",
+    "pets": "mean_per_class",
+    "caltech101": "mean_per_class",
+    "flowers": "mean_per_class",
+    "mean": "mean",
+}
+"""The columns of Table 9, and what they show: top-1, its mean over the classes, or the 11-point mAP (section 4.4)."""
+MANY_SHOT: Axes = {"method": ("simclr", "byol", "nnclr", "sce", "supervised"), "dataset": tuple(DATASETS)}
+table9 = evaluated(
+    9,
+    "transfer to the datasets that --labelled and --labelled-test name; without them, to that of the pretraining",
+    {**MANY_SHOT, "figure": tuple(dict.fromkeys(DATASETS.values()))},
+    {
+        (method, dataset, DATASETS[str(dataset)]): figure
+        for (method, dataset), figure in table(
+            MANY_SHOT,
+            "72.8 90.5 74.4 60.6 49.3 49.8 81.4 75.7 84.6 89.3 92.6 74.6",
+            "75.3 91.3 78.4 62.2 67.8 60.6 82.5 75.5 90.4 94.2 96.1 79.5",
+            "76.7 93.7 79.0 62.5 67.1 64.1 83.0 75.5 91.8 91.3 95.1 80",
+            "77.7 94.8 80.4 65.3 65.7 59.6 84.0 77.1 90.9 92.7 96.1 80.4",
+            "72.3 93.6 78.3 61.9 66.7 61.0 82.8 74.9 91.5 94.5 94.7 79.3",
+        ).items()
+    },
+    smoke=(("sce", "cifar10", "top1"), ("sce", "cifar100", "top1")),
+    metric=("transfer", "{figure}"),
+    evaluation={
+        "smoke": {"transfer": Transfer(regularizations=(1.0, 1e-2, 1e-4), max_iterations=50)},
+        "small": {"transfer": Transfer(regularizations=REGULARIZATIONS)},
+    },
+    transferred=to_dataset,
+)
+"""`{dataset}` in the options' paths stands for the axis. Each dataset is a trial, with a pretraining of its own:
+`python -m pipelines evaluate RUN transfer` takes one for all."""
+
+SHOTS = (16, 32, 64)
+LOW_SHOT: Axes = {
+    "method": ("moco-v2", "pcl-v2", "ressl", "swav", "wcl", "sce"),
+    "K": (*map(str, SHOTS), "full"),
+}
+table10 = evaluated(
+    10,
+    "a linear SVM on K images of each class of Pascal VOC 2007, which --labelled and --labelled-test name: mAP",
+    LOW_SHOT,
+    table(
+        LOW_SHOT,
+        "76.14 79.16 81.52 84.60",
+        "78.34 80.72 82.67 85.43",
+        "79.17 81.96 83.81 86.31",
+        "78.38 81.86 84.40 87.47",
+        "80.24 82.97 85.01 87.75",
+        "79.47 83.05 85.47 88.24",
+    ),
+    smoke=(("sce", "16"), ("sce", "full")),
+    metric=("low_shot", "map_{K}"),
+    reads="K",
+    evaluation={
+        "smoke": {"low_shot": LowShot(shots=SHOTS, draws=1)},
+        "small": {"low_shot": LowShot(shots=SHOTS)},
+        "paper": {"low_shot": LowShot(shots=SHOTS)},
+    },
 )
