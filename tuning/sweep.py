@@ -17,14 +17,16 @@ from rich.table import Table
 import pipelines.evaluate as evaluation
 from pipelines.board import console
 from pipelines.errors import UserError
+from pipelines.evaluate import Options as Evaluation
 from pipelines.generate import PROTOCOLS as GENERATIVE
 from pipelines.generate import extractor_of
 from pipelines.place import cluster
 from pipelines.pretrain import has_collapsed, pretrain
 from pipelines.recipe import Recipe, Run
+from pipelines.shots import several_labels
 from pipelines.sources import Data, check_classes, open_source
 from pipelines.storage import Folder, open_folder
-from tuning.grid import Cell, Grid, Measure, Profile, find_grid
+from tuning.grid import Cell, Grid, Label, Measure, Profile, find_grid
 from tuning.report import (
     Outcome,
     Status,
@@ -42,6 +44,8 @@ from tuning.trials import COLLAPSE_STD, Watch, absolute, reported, run_trials, s
 
 UNLABELLED = {*GENERATIVE, "pose", "synchronization", "before_after"}
 """Protocols that need no labels."""
+SEVERAL = {"low_shot", "transfer"}
+"""Those that also take images with several labels."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Trial:
     figures: tuple[tuple[Cell, Measure], ...]
     """Of each cell of the table that it fills, what it shows."""
     evaluation: evaluation.Options
+    elsewhere: Mapping[Cell, Evaluation] = field(default_factory=dict)
+    """Of cells that are evaluated in another way than the first: on other data."""
     first: Mapping[str, Recipe] = field(default_factory=dict)
     """What is trained before, by the run's folder: what it starts from, and what judges it."""
 
@@ -226,10 +232,10 @@ def planned(folder: Folder, plan: Sweep, options: Options) -> Sweep:
 def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: Folder) -> Trial:
     values = grid.trained(cell)
 
-    def filled(pattern: str) -> str:
+    def filled(pattern: str, values: Mapping[str, Label]) -> str:
         return pattern.replace("{dataset}", str(values.get("dataset", "{dataset}")))
 
-    data = {k: filled(v) if isinstance(v, str) else v for k, v in plan.data.items()}
+    data = {k: filled(v, values) if isinstance(v, str) else v for k, v in plan.data.items()}
     recipe = grid.recipe(cell, plan.profile).with_(seed=seed, data=data)
     first = {}
 
@@ -244,29 +250,37 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         recipe = recipe.with_(start_from=before(grid.first(plan.profile, **values).with_(seed=seed)))
     figures = tuple((other, grid.measure(other)) for other in grid.figures if grid.trial(other) == grid.trial(cell))
     protocols = {measure.protocol for _, measure in figures}
-    evaluated = recipe.data  # also where it has no labels: FID is the distance from these images
-    if plan.labelled and protocols - GENERATIVE.keys():
-        other = bool(grid.labelled or plan.labelled_test)
-        if other or open_source(evaluated.train, evaluated).classes is None:
-            test = filled(plan.labelled_test) or evaluated.test
-            evaluated = replace(evaluated, train=filled(plan.labelled), test=test, limit=None)
-    if "pose" in protocols:
-        evaluated = replace(evaluated, pose=evaluated.pose or "pose")
-    usual = evaluation.Options(
-        data=evaluated,
-        linear=grid.protocol(plan.profile),
-        test_limit=1000 if plan.profile == "smoke" else None,
-        workers=run.workers,
-        device=run.device,
-        cpus=run.cpus,
-        gpus=run.gpus,
-    )
-    chosen = replace(usual, **grid.evaluation.get(plan.profile, {}))
-    if grid.transferred:
-        chosen = grid.transferred(chosen, plan.profile, **values)
     judge = grid.extractor(plan.profile)  # one for all seeds
-    if extractor := plan.extractor or (before(judge) if judge else ""):
-        chosen = replace(chosen, generative=replace(chosen.generative, extractor=extractor))
+    extractor = plan.extractor or (before(judge) if judge else "")
+
+    def options(values: Mapping[str, Label]) -> evaluation.Options:
+        evaluated = recipe.data  # also where it has no labels: FID is the distance from these images
+        if plan.labelled and protocols - GENERATIVE.keys():
+            other = bool(grid.labelled or plan.labelled_test)
+            if other or open_source(evaluated.train, evaluated).classes is None:
+                test = filled(plan.labelled_test, values) or evaluated.test
+                evaluated = replace(evaluated, train=filled(plan.labelled, values), test=test, limit=None)
+        if "pose" in protocols:
+            evaluated = replace(evaluated, pose=evaluated.pose or "pose")
+        usual = evaluation.Options(
+            data=evaluated,
+            linear=grid.protocol(plan.profile),
+            test_limit=1000 if plan.profile == "smoke" else None,
+            workers=run.workers,
+            device=run.device,
+            cpus=run.cpus,
+            gpus=run.gpus,
+        )
+        chosen = replace(usual, **grid.evaluation.get(plan.profile, {}))
+        if grid.transferred:
+            chosen = grid.transferred(chosen, plan.profile, **values)
+        return replace(chosen, generative=replace(chosen.generative, extractor=extractor)) if extractor else chosen
+
+    chosen = options(values)
+    of_cell = {other: options(grid.trained(other)) for other, _ in figures if other in plan.cells}
+    elsewhere = {other: it for other, it in of_cell.items() if it != chosen}
+    if elsewhere:
+        figures = tuple((other, it) for other, it in figures if other in of_cell)
     if protocols & GENERATIVE.keys():
         run = replace(run, keep=max(run.keep, chosen.generative.checkpoints))
     bound = run.collapse_std if grid.collapses else 0.0
@@ -278,6 +292,7 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         run=replace(run, storage=(folder / "trials").uri, name=name, resume=True, collapse_std=bound),
         figures=figures,
         evaluation=chosen,
+        elsewhere=elsewhere,
         first=first,
     )
 
@@ -285,8 +300,9 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
 def check_data(trials: Mapping[str, Trial]) -> None:
     """Raises UserError where a trial's data is not there, or lacks the labels that its figures need."""
     checked = []
-    for trial in trials.values():
-        data, own = trial.evaluation.data, trial.recipe.data
+    evaluated = ((trial, it.data) for trial in trials.values() for it in (trial.evaluation, *trial.elsewhere.values()))
+    for trial, data in evaluated:
+        own = trial.recipe.data
         learns = trial.recipe.method_name == "supervised"
         what = (own, data, trial.extractor, trial.protocols, learns)
         if what in checked:
@@ -296,7 +312,9 @@ def check_data(trials: Mapping[str, Trial]) -> None:
                 raise UserError("a sweep pretrains and evaluates: give --data.train and --data.test")
             train = open_source(data.train, data)
             check_classes(train, open_source(data.test, data))
-            if train.classes is None and set(trial.protocols) - UNLABELLED:
+            if train.classes is None and set(trial.protocols) <= SEVERAL:
+                several_labels(train)
+            elif train.classes is None and set(trial.protocols) - UNLABELLED:
                 raise UserError(f"{data.train} has no labels to evaluate with: give --labelled")
         if learns and open_source(own.train, own).classes is None:
             raise UserError(f"{own.train} has no labels, from which {trial.run.name} learns: leave it out with --cells")
@@ -334,7 +352,12 @@ def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Wa
 
     share = next(iter(trials.values())).run.share / slots
     shared = {
-        name: replace(it, run=replace(it.run, share=share), evaluation=replace(it.evaluation, share=share))
+        name: replace(
+            it,
+            run=replace(it.run, share=share),
+            evaluation=replace(it.evaluation, share=share),
+            elsewhere={cell: replace(options, share=share) for cell, options in it.elsewhere.items()},
+        )
         for name, it in trials.items()
     }
     told = []
@@ -396,7 +419,18 @@ def outcomes_of(trial: Trial) -> list[Outcome]:
         step = json.loads(folder.read("collapsed.json"))["step"]
         chance = 100 / (open_source(data.train, data).classes or 1)
         return filled(trial, "collapsed", figure=chance, step=step)
-    figures = evaluation.evaluate(folder.uri, trial.protocols, trial.evaluation)
+    ended, left = [], list(trial.figures)
+    while left:
+        options = trial.elsewhere.get(left[0][0], trial.evaluation)
+        alike = [(cell, it) for cell, it in left if trial.elsewhere.get(cell, trial.evaluation) == options]
+        left = [one for one in left if one not in alike]
+        protocols = list(dict.fromkeys(it.protocol for _, it in alike))
+        ended += read_figures(trial, alike, evaluation.evaluate(folder.uri, protocols, options))
+    return ended
+
+
+def read_figures(trial: Trial, cells: list[tuple[Cell, Measure]], figures: Mapping[str, Any]) -> list[Outcome]:
+    """Of cells that are evaluated alike."""
 
     def read(of: str, it: Measure) -> float | None:
         part = figures if of == "run" else figures.get(of, {})
@@ -414,7 +448,7 @@ def outcomes_of(trial: Trial) -> list[Outcome]:
             raw_pixels=read("raw_pixels", it) if it.of == "run" else None,
             by=figures[it.protocol].get("extractor", ""),
         )
-        for cell, it in trial.figures
+        for cell, it in cells
     ]
 
 

@@ -173,8 +173,8 @@ def low_shot(
         classes: int64 labels are below it; None: the highest label and one.
 
     Returns:
-        Fractions by k: "top1_4" of one label a sample (the class with the highest score), "map_4" of several; and
-        "deviation_4", that of the draws (of the population). Of all samples "top1_full" or "map_full".
+        Fractions by k: "map_4", of one label a sample "top1_4" (the class with the highest score) before it; and
+        "deviation_4", that of the first over the draws (of the population). Of all samples "map_full", likewise.
 
     Raises:
         ValueError: nothing to do, k or draws below 1, labels out of range or of other kinds, or as of `scores`.
@@ -193,19 +193,23 @@ def low_shot(
             raise ValueError(f"labels lie in 0 to {classes - 1}: low shot needs one for each sample")
         positive, train_known = F.one_hot(train_labels, classes).bool(), None
 
-    def figure(rows: Tensor) -> float:
+    true = test_labels.cpu()
+    shown = true if several else F.one_hot(true, positive.shape[1]).bool()
+    there = test_known.cpu() if several and test_known is not None else None
+
+    def figures(rows: Tensor) -> dict[str, float]:
         known = None if train_known is None else train_known[rows]
         said = scores(train[rows], positive[rows], test, config, known=known, seed=seed)
-        if several:
-            there = None if test_known is None else test_known.cpu()
-            return mean_average_precision(said, test_labels.cpu(), known=there, points=config.points)
-        return (said.argmax(1) == test_labels.cpu()).double().mean().item()
+        top = {} if several else {"top1": (said.argmax(1) == true).double().mean().item()}
+        return {**top, "map": mean_average_precision(said, shown, known=there, points=config.points)}
 
-    name = "map" if several else "top1"
     out: dict[str, float] = {}
     for k in shots:
-        found = torch.tensor([figure(drawn(positive, k, seed=seed, run=run)) for run in range(draws)])
-        out |= {f"{name}_{k}": found.mean().item(), f"deviation_{k}": found.std(correction=0).item()}
+        found = [figures(drawn(positive, k, seed=seed, run=run)) for run in range(draws)]
+        values = torch.tensor([list(one.values()) for one in found])  # (draws, 1 or 2)
+        out |= {f"{name}_{k}": mean for name, mean in zip(found[0], values.mean(0).tolist(), strict=True)}
+        out[f"deviation_{k}"] = values[:, 0].std(correction=0).item()
     if full:
-        out[f"{name}_full"] = figure(torch.arange(len(train), device=train.device))
+        all_of_them = figures(torch.arange(len(train), device=train.device))
+        out |= {f"{name}_full": value for name, value in all_of_them.items()}
     return out

@@ -53,7 +53,8 @@ def multiview_poses() -> Recipe:
             --data.test data/poses/test-00000.parquet --run.workers 2
         python -m pipelines evaluate RUN pose --data.limit 200
 
-    The last line learns from 200 moments. Sizes, the rate and epochs are this project's; ours: not measured.
+    The last line learns from 200 moments. Sizes, the rate and epochs are this project's. MPJPE, NMPJPE and PMPJPE in
+    mm, ours: 149.9, 143.3 and 101.1; random initialization 172.6, 163.5 and 109.4.
     """
     return multiview_h36m().with_(
         backbone="resnet18:large",

@@ -76,7 +76,9 @@ def temporal_small() -> Recipe:
         python -m pipelines evaluate RUN retrieval
         python -m pipelines evaluate RUN task
 
-    Sizes and epochs are this project's; ours: not measured.
+    Sizes and epochs are this project's. From UT-Interaction's first set (60 clips), tested on its second by `task
+    --task.draws 4`, ours: .603 of the kinds and .657 of the speeds, balanced, where lengths alone tell .250 and .439.
+    Its six actions by `linear --groups sequence` on the first set, ours: 68.3, random initialization 48.3.
     """
     return temporal_ucf101().with_(
         backbone="c3d:small",
@@ -96,8 +98,8 @@ def temporal_motions() -> Recipe:
         python -m pipelines evaluate RUN linear
         python -m pipelines evaluate RUN linear --clips.still --clips.count 1
 
-    The last line sees one frame of each video, and stays at chance, one in eight. Sizes and epochs are this project's;
-    ours: not measured.
+    The last line sees one frame of each video, and stays at chance, one in eight. Sizes and epochs are this project's.
+    Linear on 100 test videos, ours: 48.0, random initialization 27.0; of one frame 8.0 and 16.0.
     """
     return temporal_small().with_(
         data={"size": 32, "width": None},

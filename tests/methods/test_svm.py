@@ -98,7 +98,8 @@ def test_low_shot_is_the_mean_of_its_draws() -> None:
     train, labels = clouds(300, 4, 8, 0.5, seed=0)
     test, test_labels = clouds(200, 4, 8, 0.5, seed=1)
     found = low_shot(train, labels, test, test_labels, SVM(), shots=(1, 8), draws=3, seed=5)
-    assert list(found) == ["top1_1", "deviation_1", "top1_8", "deviation_8", "top1_full"]
+    names = [f"{name}_{k}" for k in (1, 8) for name in ("top1", "map", "deviation")]
+    assert list(found) == [*names, "top1_full", "map_full"]
     positive, tops = F.one_hot(labels).bool(), []
     for run in range(3):
         rows = drawn(positive, 8, seed=5, run=run)
@@ -108,8 +109,11 @@ def test_low_shot_is_the_mean_of_its_draws() -> None:
     assert found["deviation_8"] == pytest.approx(float(torch.stack(tops).std(correction=0)), abs=1e-6)
     assert 0.25 < found["top1_1"] < found["top1_8"] < found["top1_full"] < 1
     assert low_shot(train, labels, test, test_labels, SVM(), shots=(8,), full=False, draws=3, seed=5) == {
-        name: found[name] for name in ("top1_8", "deviation_8")
+        name: found[name] for name in ("top1_8", "map_8", "deviation_8")
     }
+    said, shown = scores(train, positive, test, SVM(), seed=5), F.one_hot(test_labels).bool()
+    areas = [average_precision(said[:, c], shown[:, c]) for c in range(4)]
+    assert found["map_full"] == pytest.approx(sum(areas) / 4)
 
 
 def test_low_shot_of_several_labels_is_mean_average_precision() -> None:

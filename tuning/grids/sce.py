@@ -14,7 +14,7 @@ from methods.metrics.logistic import REGULARIZATIONS, Metric
 from pipelines.evaluate import Options
 from pipelines.recipe import Recipe
 from pipelines.shots import LowShot, Transfer
-from tuning.grid import Axes, Cell, Grid, Profile, table
+from tuning.grid import Axes, Cell, Grid, Measure, Profile, table
 
 
 def grid(
@@ -191,10 +191,10 @@ def as_it_is(base: Recipe, **values: Any) -> Recipe:
     return base
 
 
-def to_dataset(options: Options, profile: Profile, method: str, dataset: str, figure: str) -> Options:
+def to_dataset(options: Options, profile: Profile, method: str, dataset: str) -> Options:
     """From the images that the sweep's --labelled and --labelled-test name."""
     data = options.data
-    metric: Metric = "mean_per_class" if figure == "mean_per_class" else "top1"
+    metric: Metric = "mean_per_class" if DATASETS[dataset] == "mean_per_class" else "top1"
     return replace(options, transfer=replace(options.transfer, train=data.train, test=data.test or "", metric=metric))
 
 
@@ -240,28 +240,25 @@ MANY_SHOT: Axes = {"method": ("simclr", "byol", "nnclr", "sce", "supervised"), "
 table9 = evaluated(
     9,
     "transfer to the datasets that --labelled and --labelled-test name; without them, to that of the pretraining",
-    {**MANY_SHOT, "figure": tuple(dict.fromkeys(DATASETS.values()))},
-    {
-        (method, dataset, DATASETS[str(dataset)]): figure
-        for (method, dataset), figure in table(
-            MANY_SHOT,
-            "72.8 90.5 74.4 60.6 49.3 49.8 81.4 75.7 84.6 89.3 92.6 74.6",
-            "75.3 91.3 78.4 62.2 67.8 60.6 82.5 75.5 90.4 94.2 96.1 79.5",
-            "76.7 93.7 79.0 62.5 67.1 64.1 83.0 75.5 91.8 91.3 95.1 80",
-            "77.7 94.8 80.4 65.3 65.7 59.6 84.0 77.1 90.9 92.7 96.1 80.4",
-            "72.3 93.6 78.3 61.9 66.7 61.0 82.8 74.9 91.5 94.5 94.7 79.3",
-        ).items()
-    },
-    smoke=(("sce", "cifar10", "top1"), ("sce", "cifar100", "top1")),
-    metric=("transfer", "{figure}"),
+    MANY_SHOT,
+    table(
+        MANY_SHOT,
+        "72.8 90.5 74.4 60.6 49.3 49.8 81.4 75.7 84.6 89.3 92.6 74.6",
+        "75.3 91.3 78.4 62.2 67.8 60.6 82.5 75.5 90.4 94.2 96.1 79.5",
+        "76.7 93.7 79.0 62.5 67.1 64.1 83.0 75.5 91.8 91.3 95.1 80",
+        "77.7 94.8 80.4 65.3 65.7 59.6 84.0 77.1 90.9 92.7 96.1 80.4",
+        "72.3 93.6 78.3 61.9 66.7 61.0 82.8 74.9 91.5 94.5 94.7 79.3",
+    ),
+    smoke=(("sce", "cifar10"), ("sce", "cifar100")),
+    reads="dataset",
+    measures={dataset: Measure("transfer", figure) for dataset, figure in DATASETS.items()},
     evaluation={
         "smoke": {"transfer": Transfer(regularizations=(1.0, 1e-2, 1e-4), max_iterations=50)},
         "small": {"transfer": Transfer(regularizations=REGULARIZATIONS)},
     },
     transferred=to_dataset,
 )
-"""`{dataset}` in the options' paths stands for the axis. Each dataset is a trial, with a pretraining of its own:
-`python -m pipelines evaluate RUN transfer` takes one for all."""
+"""`{dataset}` in the options' paths stands for the axis."""
 
 SHOTS = (16, 32, 64)
 LOW_SHOT: Axes = {
