@@ -36,7 +36,7 @@ class ClipView:
     frames: int = 16
     """T."""
     speeds: int = 4
-    """Speed types: kappa is drawn from 0 to this less 1, and lowered to what the video's length allows."""
+    """Speed types: kappa is drawn from 0 to this less 1, uniformly among those that the video's length allows."""
     speed: int | None = None
     """A kappa for every clip, which the length may lower too (transfer: 2). None: drawn."""
     still: bool = False
@@ -133,10 +133,10 @@ class ClipView:
                 f"views.{self.name}.size {self.size} is more than the decoded frames have, {shape[0]} x {shape[1]}: "
                 "give a larger --data.size (and --data.width), or a smaller view"
             )
-        speed = (parts.draw(seed, epoch, index, "clip/speed", 1)[:, 0] * self.speeds).long()
-        if self.speed is not None:
-            speed = torch.full_like(speed, self.speed)
-        speed = possible_speed(speed, self.frames, length)
+        wanted = self.speeds - 1 if self.speed is None else self.speed
+        speed = possible_speed(torch.full_like(length, wanted), self.frames, length)
+        if self.speed is None:  # uniform over those that the length allows
+            speed = (parts.draw(seed, epoch, index, "clip/speed", 1)[:, 0] * (speed + 1)).long()
         u = parts.draw(seed, epoch, index, f"clip/{self.name}", max(DRAWS, self.frames + 64))
         frames = frame_indices(self.kind, speed, self.frames, length, u)  # (B, T)
         frames = frames[:, :1].expand_as(frames) if self.still else frames

@@ -19,8 +19,9 @@ The thesis is the default; with its number of frames, 16, written as T:
 Options for what the code does otherwise: `reduction` mean, `speed_on_periodic`. Its other ways to choose frames
 (warp: steps up to the greatest 2^kappa, or sorted random frames; periodic: a window of a forward and a backward pass)
 are not here. Where both texts are silent, ours:
-- a kappa that the length does not allow is lowered to the greatest that it does, (T - 1) 2^kappa < length (the code:
-  T 2^kappa <= length); a video of less than T frames repeats its last one;
+- the length allows a kappa with (T - 1) 2^kappa < length (the code: T 2^kappa <= length), among which it is drawn
+  uniformly (section 5.2.3; the caption of Figure 5.2 has one kappa a mini-batch, here it is one a video, as in the
+  code); a greater one that is asked for is lowered; a video of less than T frames repeats its last one;
 - warp in a short video: steps are 1 to m, m the greatest at most 8 of which T - 1 surely fit. In videos of less than
   2 T - 1 frames m is 1, and a warp is a speed clip of kappa 0.
 

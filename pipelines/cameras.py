@@ -142,8 +142,13 @@ def subject_boxes(keypoints: np.ndarray) -> np.ndarray | None:
     Found is a keypoint of a confidence above 0 and of finite x and y. A frame without two of them apart has no box of
     its own and takes that of the nearest frame in time that has, of two the earlier (ours). None where none has.
     """
-    found = boxes(np.where(keypoints[..., 2:] > 0, keypoints[..., :2].astype(np.float64), np.nan))
-    own = np.flatnonzero(found[:, 2] > 0)
+    return nearest_boxes(boxes(np.where(keypoints[..., 2:] > 0, keypoints[..., :2].astype(np.float64), np.nan)))
+
+
+def nearest_boxes(found: np.ndarray) -> np.ndarray | None:
+    """Boxes (F, 3) -> float32 (F, 3): where one is empty or not finite, that of the nearest frame in time that has one,
+    of two the earlier (ours). None where none has."""
+    own = np.flatnonzero(np.isfinite(found).all(1) & (found[:, 2] > 0))
     if not len(own):
         return None
     frame = np.arange(len(found))

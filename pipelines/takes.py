@@ -18,6 +18,7 @@ from torch import Tensor
 
 from methods.pose import mirrored
 from methods.takes import PARAMETERS, TakeView, backgrounds
+from pipelines.cameras import nearest_boxes
 from pipelines.clips import ends, inspected
 from pipelines.frames import scaled_boxes, upright
 from pipelines.sources import Bad, Cameras, Data, Source, read_take
@@ -95,16 +96,19 @@ def background(source: Source, number: int, camera: int, data: Data) -> Tensor:
 
 def boxes(take: Opened, camera: Tensor, frame: Tensor, data: Data) -> Tensor | None:
     """float32 (n, 3): stored boxes in pixels of decoded frames, of a camera without one the greatest central square;
-    None where no camera has one."""
+    None where no camera has one. A frame without a box of its own is no moment, but a pair may reach it: it has that of
+    the nearest frame."""
     if all(box is None for box in take.stored.box):
         return None
     height, width = data.shape
     out = torch.tensor([width / 2, height / 2, min(height, width)]).repeat(len(camera), 1)
     for c in camera.unique().tolist():
-        if take.stored.box[c] is None:
+        stored = take.stored.box[c]
+        found = None if stored is None else nearest_boxes(np.asarray(stored))
+        if found is None:
             continue
         mine = camera == c
-        found = np.asarray(take.stored.box[c])[frame[mine].numpy()]
+        found = found[frame[mine].numpy()]
         shape = take.shapes[c]
         out[mine] = torch.from_numpy(scaled_boxes(found, shape, (data.size, data.width)))
     return out
@@ -240,7 +244,8 @@ class InspectTakes:
         if take.frames < max((view.least_frames for view in self.views.values()), default=1):
             return f"it has {take.frames} frame(s)", each
         shortest = take.each.index(take.frames)
-        each[take.frames :] = [f"camera {names[shortest]} ends at frame {take.frames}"] * (rows - take.frames)
+        told = f"camera {names[shortest]} ends at frame {take.frames} (its video, boxes or joints)"
+        each[take.frames :] = [told] * (rows - take.frames)
         for name, joints, box in zip(names, take.stored.pose, take.stored.box, strict=True):
             if self.data.pose and joints is None:
                 return f"camera {name} has no joints", each

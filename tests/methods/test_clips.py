@@ -43,6 +43,16 @@ def test_frames_lie_in_the_video_and_depend_on_nothing_but_the_sample(kind: Kind
     assert not torch.equal(parameters, drawn(view, epoch=1)[0])
 
 
+@pytest.mark.parametrize(("length", "kinds"), [(16, 1), (31, 2), (60, 2), (61, 3), (120, 3), (121, 4), (900, 4)])
+def test_kappa_is_uniform_over_what_the_length_allows(length: int, kinds: int) -> None:
+    """T = 16: kappa needs 15 2^kappa + 1 frames: 16, 31, 61, 121. The share of one in n of 6,000 draws deviates by up
+    to .0065 (one in two): five of these."""
+    index = torch.arange(6000)
+    drawn = VIEWS["speed"].draw(0, 0, index, length=torch.full_like(index, length), shape=(12, 16))[:, 0].long()
+    shares = drawn.bincount(minlength=kinds) / len(index)
+    assert len(shares) == kinds and (shares - 1 / kinds).abs().max() < 0.0325
+
+
 def test_a_fixed_speed_is_lowered_by_the_length() -> None:
     view = dataclasses.replace(VIEWS["speed"], speed=2)
     index = torch.arange(3)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.cameras import boxes, camera, read_calibration, subject_boxes
+from pipelines.cameras import boxes, camera, nearest_boxes, read_calibration, subject_boxes
 from pipelines.errors import UserError
 
 FILE = """
@@ -121,3 +121,11 @@ def test_reprojection_of_real_joints():
             means[least].append(apart[found[..., 2] > least].mean())
     np.testing.assert_allclose(means[0.4], [15.9, 8.9, 24.1, 9.9], atol=0.06)
     assert max(means[0.4]) < 25 and max(means[0.0]) < 27
+
+
+def test_a_frame_without_a_box_has_that_of_the_nearest() -> None:
+    """Frames 1, 2 and 5 have none: 1 is next to 0, 2 to 3, and 5, between 4 and 6, takes the earlier."""
+    found = np.array([[0, 0, 1], [np.nan, 1, 1], [2, 2, 0], [3, 3, 4], [4, 4, 5], [5, 5, -1], [6, 6, 7]])
+    filled = nearest_boxes(found)
+    assert filled is not None and filled[:, 2].tolist() == [1, 1, 4, 4, 5, 5, 7]
+    assert nearest_boxes(found[1:3]) is None

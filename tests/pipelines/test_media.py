@@ -288,6 +288,10 @@ def test_broken_takes(tmp_path: Path, change: str, bad: int, told: str) -> None:
     said = [reason for reason in found["bad"] if reason]
     assert len(said) == bad and all("takes.parquet: take t0, frame" in reason for reason in said)
     assert re.search(told, said[0])
+    good = found["index"][found["bad"] == ""]
+    for epoch in range(4 if len(good) else 0):  # whatever frame the other image of a pair is of
+        made = MakeMoments(open_source(str(path), data), data, PAIRS, 0, epoch)([Piece(0, good)])
+        assert made["index"].tolist() == good.tolist()
 
 
 def test_what_takes_cannot_be(tmp_path: Path, takes: Path) -> None:
