@@ -133,12 +133,12 @@ def write(folder: Folder, usable: np.ndarray, label: np.ndarray, noisy: Tensor) 
     folder.write(FILE, content.getvalue())
 
 
-def read(folder: Folder, rows: int) -> Tensor | None:
-    """What `learned` returned for a run, from its `FILE`; None where it has none."""
+def read(folder: Folder) -> Tensor | None:
+    """What `learned` returned for a run, up to its last usable row, from its `FILE`; None where it has none."""
     if not folder.exists(FILE):
         return None
     table = pq.read_table(io.BytesIO(folder.read(FILE)))
-    noisy = torch.full((rows,), -1)
     index, label = (torch.tensor(table[name].to_numpy()) for name in ("index", "label"))
+    noisy = torch.full((int(index.max()) + 1,), -1)
     noisy[index] = label
     return noisy

@@ -68,6 +68,12 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
         for bad in found.bad[:10]:
             console.print(f"[yellow]skipped[/] {bad.where}: {bad.reason}")
         noisy = labels.learned(recipe.data, source, found.usable, found.label, recipe.seed)
+        learned = labels.read(folder)
+        if noisy is not None and learned is not None and not torch.equal(learned, noisy[: found.usable[-1] + 1]):
+            raise UserError(
+                f"the run at {folder.path} learned other labels than these ({labels.FILE} in it has them): the data "
+                "or --data.noise-file have changed; give another --run.name"
+            )
         steps = steps_of_an_epoch(recipe, found, noisy)
         console.print(
             f"[bold]{folder.path}[/]: {recipe.method_name} on {len(found.usable):,} {noun}"

@@ -21,23 +21,33 @@ if TYPE_CHECKING:
 
 BANK = "bank.labels"
 """Of a method's state: int64 (H, N), the label of every sample at every level."""
+STARTED = "bank.started"
+"""Whether there are clusters."""
 
 
 def run_clusters(ready: "Ready", of: str) -> Result:
-    """Of each kept checkpoint (`--run.keep`) and level: the share of samples whose class is the most frequent of their
-    cluster, the same with the classes in a random order (`chance`), normalized mutual information, and sizes."""
+    """Of each kept checkpoint (`--run.keep`) that has clusters, and level: the share of samples whose class is the
+    most frequent of their cluster, the same with the classes in a random order (`chance`), normalized mutual
+    information, and sizes."""
     it = ready.subject
     if it.method is None or BANK not in it.method.state_dict():
         raise UserError("clusters is for runs that keep labels of their samples, as rcl's")
-    classes = classes_of(ready, it.method.state_dict()[BANK].shape[1])
+    levels, rows = it.method.state_dict()[BANK].shape
+    if levels == 1:
+        raise UserError("this run has one level, the samples themselves: there are no clusters (--method.levels 3)")
+    classes = classes_of(ready, rows)
     checkpoints = Checkpoints(it.folder / "checkpoints")
     moments: list[float] = []
     series: dict[str, list[list[float]]] = {}
     for step in checkpoints.steps():
         state = checkpoints.load(step)
+        if not state["method"][STARTED]:  # every sample alone: pure, and of no meaning
+            continue
         moments.append(state["step"] / state["steps_per_epoch"])
         for name, values in described(state["method"][BANK], classes).items():
             series.setdefault(name, []).append(values)
+    if not moments:
+        raise UserError("none of this run's checkpoints has clusters yet: they begin after --method.warmup-epochs")
     figures: dict[str, Any] = {"epochs": moments}
     for name, rows in series.items():
         for level in range(1, len(rows[0])):

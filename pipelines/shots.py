@@ -251,6 +251,7 @@ def elsewhere(ready: "Ready") -> "Ready":
         order="shuffle",
         noise=0.0,
         noise_file="",
+        permuted=False,
     )
     return dataclasses.replace(ready, options=dataclasses.replace(ready.options, data=other, groups=""))
 
@@ -284,7 +285,8 @@ def run_semi_supervised(ready: "Ready", of: str) -> Result:
         batch = min(settings.batch_size, len(rows)) // options.workers * options.workers
         settings = dataclasses.replace(settings, batch_size=max(batch, 2))
         found = transfer.tuned(ready, of, "semi_supervised", settings, data)
-        figures |= {f"{name}_{percent}": value for name, value in found.items()} | {f"labels_{percent}": len(rows)}
+        figures |= {f"{name}_{percent}": value for name, value in found.items()}
+        figures |= {f"labels_{percent}": len(rows), f"batch_{percent}": settings.batch_size}
     return figures, {}
 
 

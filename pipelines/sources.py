@@ -586,6 +586,8 @@ def read_labels(path: str, rows: int, classes: int) -> np.ndarray:
     """
     name, _, column = path.rpartition(":")
     told = f"--data.noise-file {path}"
+    if path.lower().endswith(".parquet"):
+        raise UserError(f"{told}: name its column too, as {path}:COLUMN")
     try:
         if name.lower().endswith(".parquet"):
             filesystem, _, files = _list(name)

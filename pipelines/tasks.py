@@ -93,17 +93,23 @@ def run_generalization(ready: "Ready", of: str) -> Result:
     """A classifier's accuracy on the labels that it learned, on test data, and the gap between both; where the labels
     were noisy, that on the true ones too. Of whole images, without augmentation."""
     it = ready.subject
-    if it.method is None:
+    if it.method is None or it.recipe is None:
         raise UserError("an exported backbone has no classifier: give a run")
     ready.labelled()
-    noisy = labels.read(it.folder, ready.source("train").rows)
+    noisy = labels.read(it.folder)
     right = {}
     for part, features in (("train", ready.train), ("test", ready.test)):
         said = torch.cat([it.method.eval().classify(some).argmax(1) for some in features.of["trained"].split(4096)])
         learned = features.label
         if part == "train" and noisy is not None:
             right["train_true_accuracy"] = (said == learned).double().mean().item()
-            learned = noisy[features.index]
+            index, known = features.index, len(noisy)
+            if index.max() >= known or (noisy[index] < 0).any() or it.recipe.data.train != ready.options.data.train:
+                raise UserError(
+                    "generalization is of the labels that the run learned, and it did not see all of these images: "
+                    "leave out --data.train and --data.limit"
+                )
+            learned = noisy[index]
         right[f"{part}_accuracy"] = (said == learned).double().mean().item()
     return {**right, "gap": right["train_accuracy"] - right["test_accuracy"]}, {}
 

@@ -263,12 +263,12 @@ def derived(
     views: Mapping[str, Any],
     chosen: "Layerwise | Finetune | Linear | Timing | Posing",
 ) -> Recipe:
-    """`base` with another method, views and training, on the data that is evaluated."""
+    """`base` with another method, views and training, on the data that is evaluated, with its true labels."""
     options = ready.options
     return dataclasses.replace(
         base,
         method=config,
-        data=options.data,
+        data=dataclasses.replace(options.data, order="shuffle", noise=0.0, noise_file=""),
         views=dict(views),
         optimizers={"model": chosen.optimizer},
         epochs=chosen.epochs,

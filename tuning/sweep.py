@@ -126,7 +126,12 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
         for cell in plan.cells
         for seed in range(plan.seeds)
     }
-    before = {trial_name(grid, it.cell, it.seed) for it in outcomes(folder, plan) if it.status != "failed"}
+    have = {(it.cell, it.seed) for it in outcomes(folder, plan) if it.status != "failed"}
+    before = {
+        name
+        for name, trial in trials.items()
+        if all((cell, trial.seed) in have for cell, _ in trial.figures if cell in plan.cells)
+    }
     left = {name: trial for name, trial in trials.items() if name not in before}
     check_data(left)
     check_extractors(left)
@@ -277,10 +282,10 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
         return replace(chosen, generative=replace(chosen.generative, extractor=extractor)) if extractor else chosen
 
     chosen = options(values)
-    of_cell = {other: options(grid.trained(other)) for other, _ in figures if other in plan.cells}
-    elsewhere = {other: it for other, it in of_cell.items() if it != chosen}
-    if elsewhere:
-        figures = tuple((other, it) for other, it in figures if other in of_cell)
+    of_cell = {other: options(grid.trained(other)) for other, _ in figures} if grid.transferred else {}
+    elsewhere = {other: it for other, it in of_cell.items() if it != chosen and other in plan.cells}
+    if any(it != chosen for it in of_cell.values()):  # what nobody asked for is not evaluated on others' data
+        figures = tuple((other, it) for other, it in figures if other in plan.cells)
     if protocols & GENERATIVE.keys():
         run = replace(run, keep=max(run.keep, chosen.generative.checkpoints))
     bound = run.collapse_std if grid.collapses else 0.0

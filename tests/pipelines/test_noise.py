@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from methods import bilevel
+from methods.metrics.linear import Linear
 from methods.optim import Optimizer
 from methods.views import View
 from pipelines import labels
@@ -93,6 +94,27 @@ def test_generalization_is_of_the_labels_that_were_learned(runs: Path, images: t
     assert found["train_accuracy"] == pytest.approx((answers == kept["label"]).mean(), abs=2 / len(answers))
     assert found["train_true_accuracy"] == pytest.approx((answers == kept["true_label"]).mean(), abs=2 / len(answers))
     assert found["gap"] == pytest.approx(found["train_accuracy"] - found["test_accuracy"])
+    other = recipe(images, data={"train": str(images[1])}).data
+    with pytest.raises(UserError, match="did not see all of these images"):
+        evaluate(str(runs / "2"), ["generalization"], Evaluation(data=other))
+    learned = evaluate(str(runs / "2"), ["linear"], Evaluation(data=recipe(images).data, linear=Linear(epochs=1)))
+    assert 0 <= learned["linear"]["top1"] <= 1  # of true labels, in plain order
+
+
+@pytest.mark.ray
+def test_a_run_goes_on_with_the_labels_that_it_learned_alone(runs: Path, images: tuple[Path, Path]) -> None:
+    folder = open_folder(str(runs / "1"))
+    before = folder.read(labels.FILE)
+    found = table(runs / "1")
+    noisy = torch.full((int(found["index"].max()) + 1,), -1)
+    noisy[torch.tensor(found["index"])] = torch.tensor((found["label"] + 1) % 4)
+    labels.write(folder, found["index"], found["true_label"], noisy)
+    try:
+        with pytest.raises(UserError, match="learned other labels"):
+            place = Run(storage=str(runs), name="1", cpus=0.5, threads=1, log_steps=1, resume=True)
+            pretrain(recipe(images), place, "bilevel")
+    finally:
+        folder.write(labels.FILE, before)
 
 
 # ----------------------------------------------------------------------------------------------- without Ray
@@ -147,6 +169,8 @@ def test_a_file_that_does_not_fit_is_refused(
     path.write_text("\n".join(map(str, values)))
     with pytest.raises(UserError, match=message):
         labels_of(path, images)
+    with pytest.raises(UserError, match="name its column"):
+        labels_of(tmp_path / "noisy.parquet", images)
     with pytest.raises(UserError, match="no such file"):
         labels_of(tmp_path / "none.txt", images)
 

@@ -389,7 +389,8 @@ def test_semi_supervised_trains_on_the_labelled_images(
     monkeypatch.setattr(transfer, "trained", trained)
     ready = made(images, tmp_path, workers=2)
     figures, _ = shots.run_semi_supervised(ready, "random_init")
-    assert figures == {"top1_1": 0.75, "labels_1": 4, "top1_10": 0.75, "labels_10": 33}
+    labels = {"labels_1": 4, "batch_1": 4, "labels_10": 33, "batch_10": 32}
+    assert figures == {"top1_1": 0.75, "top1_10": 0.75, **labels}
     (protocol, of, one), (_, _, ten) = recipes
     assert (protocol, of) == ("semi_supervised", "random_init")
     assert (one.batch_size, one.epochs, ten.batch_size, ten.epochs) == (4, 60, 32, 20)
@@ -401,7 +402,7 @@ def test_semi_supervised_trains_on_the_labelled_images(
         assert recipe.views["image"].crop_scale == (0.08, 1.0) and recipe.data.test == str(images[1])
     short = SemiSupervised(percents=(10,), ten=replace(ready.options.semi_supervised.ten, batch_size=8))
     only = replace(ready, options=replace(ready.options, semi_supervised=short))
-    assert list(shots.run_semi_supervised(only, "trained")[0]) == ["top1_10", "labels_10"]
+    assert list(shots.run_semi_supervised(only, "trained")[0]) == ["top1_10", "labels_10", "batch_10"]
     assert recipes[-1][2].batch_size == 8
 
 

@@ -1,5 +1,6 @@
 """ReSSL's Tables 7 to 11, 13 and 14, SCE's 9 and 10: figures typed again, cells' recipes and steps, evaluations."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
@@ -351,6 +352,8 @@ def test_one_run_is_evaluated_on_each_dataset(monkeypatch: pytest.MonkeyPatch, t
     plan = Sweep(grid.name, "paper", cells, labelled="/l/{dataset}.parquet", labelled_test="/l/{dataset}-test.parquet")
     assert len({trial_name(grid, cell, 0) for cell in grid.figures}) == 1
     trial = trial_of(grid, plan, cells[0], 0, Run(), open_folder(str(tmp_path)))
+    alone = trial_of(grid, dataclasses.replace(plan, cells=cells[:1]), cells[0], 0, Run(), open_folder(str(tmp_path)))
+    assert [cell for cell, _ in alone.figures] == [cells[0]]  # and not all datasets by the figure of one
     ended = {outcome.cell: outcome.figure for outcome in outcomes_of(trial)}
     assert ended == {cells[0]: pytest.approx(1.0), cells[1]: pytest.approx(52.0), cells[2]: pytest.approx(73.0)}
     assert seen == [

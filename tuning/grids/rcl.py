@@ -150,6 +150,7 @@ table2 = Grid(
     linear=LINEAR,
     reads="figure",
     measures=FIGURES,
+    collapses=False,
     printed=table(
         {"method": OTHERS, "figure": tuple(FIGURES)},
         "25.4 48.4 56.4 80.4",
