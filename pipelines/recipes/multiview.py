@@ -31,8 +31,8 @@ def multiview_h36m() -> Recipe:
     Table 6.1 (d), labels of subject S1 alone, the paper: MPJPE 104.9, NMPJPE 91.7, PMPJPE 78.4; ours: not measured.
     Epochs: 200,000 iterations are 11 epochs of 290,000 moments, which are left of some 390,000 once every fourth frame,
     on average, is skipped (`data h36m --least-motion`); give another number where yours differ. Backgrounds are
-    substituted for half of the images, as for Table 6.2, with `--views.anchor.background mixed`, and so of the two
-    other views.
+    substituted for half of the images with `--views.anchor.background mixed`, and so of the two other views: as for the
+    row of Table 6.2 with background, which is then evaluated with `--posing.background keep`.
     """
     return Recipe(
         method=Config(),
