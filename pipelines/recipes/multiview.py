@@ -32,7 +32,7 @@ def multiview_h36m() -> Recipe:
     Epochs: 200,000 iterations are 11 epochs of 290,000 moments, which are left of some 390,000 once every fourth frame,
     on average, is skipped (`data h36m --least-motion`); give another number where yours differ. Backgrounds are
     substituted for half of the images with `--views.anchor.background mixed`, and so of the two other views: as for the
-    row of Table 6.2 with background, which is then evaluated with `--posing.background keep`.
+    row of Table 6.2 with background, which `pose` then has to be told too (its option background: keep).
     """
     return Recipe(
         method=Config(),
