@@ -50,7 +50,7 @@ def runs(images: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory, ra
 
 def table(folder: Path) -> dict[str, np.ndarray]:
     found = pq.read_table(folder / labels.FILE)
-    return {name: found[name].to_numpy() for name in found.column_names}
+    return {name: found[name].to_numpy().copy() for name in found.column_names}
 
 
 @pytest.mark.ray
