@@ -126,12 +126,7 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
         for cell in plan.cells
         for seed in range(plan.seeds)
     }
-    have = {(it.cell, it.seed) for it in outcomes(folder, plan) if it.status != "failed"}
-    before = {
-        name
-        for name, trial in trials.items()
-        if all((cell, trial.seed) in have for cell, _ in trial.figures if cell in plan.cells)
-    }
+    before = {trial_name(grid, it.cell, it.seed) for it in outcomes(folder, plan) if it.status != "failed"}
     left = {name: trial for name, trial in trials.items() if name not in before}
     check_data(left)
     check_extractors(left)
