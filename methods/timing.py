@@ -5,7 +5,7 @@
 fused as psi(v_1) - psi(v_2). `before_after`: one sequence made of two short ones that don't overlap; which half comes
 first in time? In both the map of a layer, conv5 in the thesis, goes to three new fully connected layers.
 
-View: `clip`, consecutive frames (at the view's speed), `Config.span` of them, from which the method cuts its sequences.
+View: `clip`, `Config.span` frames, consecutive at the view's speed, from which the method cuts its sequences.
 
 Where the text is silent, ours:
 - the backbone is frozen, since features are "extracted" and "transferred" (`freeze_backbone`), and keeps its running
@@ -13,6 +13,7 @@ Where the text is silent, ours:
 - each offset of -6 to 6 is as frequent as any other, and the pair's place within the span is uniform over what the
   offset leaves, so that neither sequence has a place of its own; the two orders are as frequent, too;
 - the gap between the two short sequences is uniform from 0 to `most_gap`; 12 makes both tasks' spans equal;
+- offsets and gaps count frames as the view has them: every one of the video at its speed 0;
 - the hidden layers are 2,048 wide with batch norm and ReLU, as the released code's layers of C3D (sjenni/temporal-ssl),
   with its decay .975 (`norm_momentum`) and epsilon 1e-3; the last one is plain;
 - the mean absolute error is that of the most probable offset. Always answering 0 has 42 / 13 = 3.23 frames, and an

@@ -748,7 +748,8 @@ class Cameras(NamedTuple):
 
     videos: list[bytes | None]
     pose: list[np.ndarray | None]
-    """float32 (F, J, 3), where they are read."""
+    """float32 (F, J, 3), where they are read: in the camera's coordinates. Of a camera without boxes relative to the
+    root, joint 0: its frames are not cropped about the subject, so that no turned camera sees their middle."""
     box: list[np.ndarray | None]
     """float32 (F, 3): centre x, centre y and side in pixels of the upright video, where the file has them, or
     keypoints to make them of (see `pipelines.cameras.subject_boxes`)."""
@@ -802,6 +803,9 @@ def read_take(source: Source, number: int, pose: str = "") -> Cameras:
     for camera, (values, frames, where) in enumerate(given):
         if box[camera] is None and values is not None and frames != 0:  # of 0 frames: a video that is broken
             box[camera] = subject_boxes(keypoints_by_frame(values, keypoints, frames, where))
+    for camera, (known, around) in enumerate(zip(joined, box, strict=True)):
+        if known is not None and around is None:
+            joined[camera] = known - known[:, :1]
     return Cameras(rows[source.column], joined, box, joints, mirror, parents)
 
 

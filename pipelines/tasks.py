@@ -175,6 +175,8 @@ def run_gaps(ready: "Ready", of: str) -> Result:
     views = {} if it.recipe is None else {n: v for n, v in it.recipe.views_used.items() if isinstance(v, TakeView)}
     if it.method is None or it.clock is None or "unsynchronized" not in views:
         raise UserError("gaps is for runs that learn synchronization from takes, as multiview's")
+    if views["unsynchronized"].cameras == "one":  # a synchronized pair is one picture twice, without its augmentation
+        raise UserError("gaps compares two cameras, and this run learned from one: choose task or pose")
     method, column = it.method.eval(), PARAMETERS.index("frame")
     figures: dict[str, Any] = {}
     chosen = ready.options.gaps

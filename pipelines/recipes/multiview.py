@@ -21,8 +21,8 @@ def _views(size: int) -> dict[str, TakeView]:
 def multiview_h36m() -> Recipe:
     """Synchronized and flipped pairs on Human3.6M's training subjects, ResNet-18 at 224 pixels without background.
 
-        python -m pipelines data h36m --source FOLDER --to DIR
-        python -m pipelines data frames --source 'DIR/train-*.parquet' --to FRAMES --size 256
+        python -m pipelines data h36m --source FOLDER --to DIR --least-motion MM
+        python -m pipelines data frames --source 'DIR/*.parquet' --to FRAMES --size 512
         python -m pipelines pretrain multiview_h36m --data.train 'FRAMES/train-*.parquet' \\
             --data.test 'FRAMES/test-*.parquet'
         python -m pipelines data h36m --source FOLDER --split train --subjects S1 --to S1
@@ -30,14 +30,16 @@ def multiview_h36m() -> Recipe:
 
     Table 6.1 (d), labels of subject S1 alone, the paper: MPJPE 104.9, NMPJPE 91.7, PMPJPE 78.4; ours: not measured.
     Epochs: 200,000 iterations are 11 epochs of 290,000 moments, which are left of some 390,000 once every fourth frame,
-    on average, is skipped (`data h36m --least-motion`); give another number where yours differ. Backgrounds are
-    substituted for half of the images with `--views.anchor.background mixed`, and so of the two other views: as for the
-    row of Table 6.2 with background, which `pose` then has to be told too (its option background: keep).
+    on average, is skipped: MM is the least motion, in mm, that leaves so many, which the text does not name (the start
+    of pretraining tells how many there are). The gap of a pair is counted in frames that are left. They are stored at
+    512 of some 1,000 pixels (ours), of which a subject has 200 to 300. Backgrounds are substituted for half of the
+    images with `--views.anchor.background mixed`, and so of the two other views: as for the row of Table 6.2 with
+    background, which `pose` then has to be told too (its option background: keep).
     """
     return Recipe(
         method=Config(),
         backbone="resnet18",
-        data=Data(media="take", size=256),
+        data=Data(media="take", size=512),
         views=dict(_views(224)),
         optimizers={"model": Optimizer("adamw", lr=1e-4, scaling="none", weight_decay=1e-4, final_lr=1e-7)},
         epochs=11,

@@ -5,7 +5,8 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +22,14 @@ from methods.optim import Optimizer
 from methods.takes import TakeView
 from pipelines.clips import MakeClips, UniformClips
 from pipelines.errors import UserError
-from pipelines.evaluate import Clips, Options, defaults, evaluate
+from pipelines.evaluate import Clips, Options, Ready, defaults, evaluate
 from pipelines.feed import Piece, Share, epoch_plan, inspection_of, stage_of
 from pipelines.posing import Posing
 from pipelines.pretrain import pretrain
 from pipelines.recipe import Recipe
 from pipelines.sources import Data, open_source
 from pipelines.takes import MakeMoments
-from pipelines.tasks import Gaps
+from pipelines.tasks import Gaps, run_gaps
 from pipelines.transfer import Timing
 from pipelines.video import Table
 
@@ -398,6 +399,15 @@ def test_takes_are_pretrained_and_their_joints_are_learned(takes: Path, tmp_path
     assert (tmp_path / "takes" / "pose.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="choose among them"):
         evaluate(str(tmp_path / "takes"), ["knn"], options)
+
+
+def test_gaps_are_of_two_cameras(takes: Path) -> None:
+    """Of a single-view run a synchronized pair without augmentation is the same picture twice."""
+    recipe = of_takes(takes)
+    views = {name: dataclasses.replace(view, cameras="one") for name, view in recipe.views.items()}
+    subject = SimpleNamespace(recipe=dataclasses.replace(recipe, views=views), method=object(), clock=object())
+    with pytest.raises(UserError, match="gaps compares two cameras, and this run learned from one"):
+        run_gaps(cast(Ready, SimpleNamespace(subject=subject)), "trained")
 
 
 @pytest.mark.ray

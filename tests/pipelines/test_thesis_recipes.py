@@ -127,7 +127,7 @@ FILMED: dict[str, tuple[str, int, int, tuple[int, int | None], int, dict[str, An
     "temporal_kinetics": ("c3d", 15, 7, (128, 171), 112, VIDEO),
     "temporal_small": ("c3d:small", 60, 8, (56, 72), 48, VIDEO),
     "temporal_motions": ("c3d:small", 20, 16, (32, None), 32, VIDEO),
-    "multiview_h36m": ("resnet18", 11, 16, (256, None), 224, TAKES),
+    "multiview_h36m": ("resnet18", 11, 16, (512, None), 224, TAKES),
     "multiview_poses": ("resnet18:large", 12, 32, (128, None), 48, {**TAKES, "lr": 2e-4, "final_lr": 2e-7}),
 }
 

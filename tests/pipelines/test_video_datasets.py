@@ -281,6 +281,14 @@ def test_lists_of_takes_are_carried_over(tmp_path, names, counted):
     np.testing.assert_array_equal(take.box[1], [[0, 1, 2], [3, 4, 5], [6, 7, 8]])
 
 
+def test_joints_of_a_camera_without_boxes_are_relative_to_the_root(tmp_path):
+    """Its frames are not cropped about the subject; of the other camera's crop the joints tell where it looks."""
+    source = listed(tmp_path / "some.parquet", box=[None, [1.0] * 12], keypoints=None)
+    take = read_take(open_source(source, Data(media="take", pose="pose")), 0, "pose")
+    np.testing.assert_array_equal(take.pose[0], [[[0, 0, 0], [3, 3, 3]]] * 3)
+    np.testing.assert_array_equal(take.pose[1], np.arange(24.0).reshape(4, 2, 3))
+
+
 def test_lists_that_some_rows_lack(tmp_path):
     source = listed(tmp_path / "some.parquet", box=[None, [1.0] * 12], pose=None, keypoints=None)
     (path,) = write("takes", DatasetOptions(str(tmp_path / "to"), source))

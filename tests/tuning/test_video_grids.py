@@ -86,6 +86,9 @@ def test_rows_of_table_5_1_are_kinds_and_a_loss() -> None:
     assert list(found.views_used) == ["speed", "periodic"]
     assert grid.evaluation["paper"]["layerwise"].head == (2048, 2048)
     assert find_grid("thesis_table5_1_hmdb51").evaluation["paper"]["finetune"].epochs == 50
+    for name in ("thesis_table5_1", "thesis_table5_1_hmdb51", "thesis_table5_2", "thesis_table5_2_hmdb51"):
+        assert find_grid(name).evaluation["paper"]["clips"].count == 32  # "all center-cropped sub-sequences"
+    assert "paper" not in find_grid("thesis_table5_4").evaluation  # 10, the default
 
 
 @pytest.mark.parametrize("profile", PROFILES)
