@@ -79,7 +79,7 @@ ALL = (
 TABLE_3A: Mapping[str, Mapping[str, float]] = {
     "SimSiam": _SIM,
     "SimSiam + margin loss": _SIM | {"margin": 0.5},
-    "Rotation": _NONE | {"rotation_weight": 1.0},
+    "Rotation": _NONE | {"rotation_weight": 1.0, "scale": 1.0},  # alone, a cross entropy as any other
     "SimSiam + rotation aug.": _SIM | {"rotation_augmentation": True},
     "SimSiam + Rotation loss": _SIM | {"rotation_weight": 1.0},
     "SimSiam + Prelax": ALL,

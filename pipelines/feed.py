@@ -22,7 +22,7 @@ from methods.parts import draw
 from methods.views import View
 from pipelines.clips import InspectVideos, MakeClips
 from pipelines.errors import UserError
-from pipelines.labels import balanced, with_noise
+from pipelines.labels import Balance, balanced, with_noise
 from pipelines.sources import NOUNS, Bad, Data, Loaded, Source, check_bad, load
 from pipelines.takes import InspectTakes, MakeMoments
 
@@ -87,7 +87,7 @@ class ResidentFeed:
         index: int64 (N,), each sample's position in the dataset.
         label: int64 (N,) or None.
         noisy: int64, labels by dataset index, which are learned in place of `label`.
-        parts: if given, each batch is so many parts of identical label counts (pipelines.labels).
+        balance: if given, each batch consists of parts of identical label counts.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ResidentFeed:
         share: Share,
         device: torch.device | str = "cpu",
         noisy: Tensor | None = None,
-        parts: int | None = None,
+        balance: Balance | None = None,
     ) -> None:
         columns = {"image": images, "index": index} | ({} if label is None else {"label": label})
         self.columns = with_noise(columns, noisy)
@@ -109,15 +109,15 @@ class ResidentFeed:
         self.seed = seed
         self.share = share
         self.device = torch.device(device)
-        self.parts = parts
+        self.balance = balance
         self.steps = len(self.order(0)) // share.batch_size
 
     def order(self, epoch: int) -> Tensor:
         """Rows in the order of an epoch."""
         index, label = self.columns["index"], self.columns.get("label")
-        if self.parts is None or label is None:
+        if self.balance is None or label is None:
             return shuffled(self.seed, epoch, index)
-        return balanced(label, index, self.parts, self.share.batch_size, self.seed, epoch)
+        return balanced(label, index, self.balance, self.share.batch_size, self.seed, epoch)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order = self.order(epoch)

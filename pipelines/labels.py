@@ -8,6 +8,7 @@ Legend: N samples, B global batch, k parts.
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -24,14 +25,24 @@ FILE = "labels.parquet"
 """In a run's folder, where labels are noisy: `index`, `label` (what is learned) and `true_label` of each usable row."""
 
 
+@dataclass(frozen=True)
+class Balance:
+    """Of a batch."""
+
+    parts: int
+    """k, with identical label counts."""
+    validation_ratio: float = 0.0
+    """Share of each class's samples, in [0, 1], that the first part is made of, and no other. 0: there are none."""
+
+
 def by_class(order: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`order` (N,), rows of `label` (N,), sorted by class and else as it was; each one's place within its class, from
-    0; and the size of its class: int64 (N,) each."""
+    """`order` (M,), some rows of `label` (N,), sorted by class and else as it was; each one's place within its class,
+    from 0; and the size of its class: int64 (M,) each."""
     rows = order[label[order].argsort(stable=True)]
-    counts = label.bincount()
+    counts = label[rows].bincount()
     size = counts.repeat_interleave(counts)
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return rows, torch.arange(len(label), device=label.device) - first, size
+    return rows, torch.arange(len(rows), device=label.device) - first, size
 
 
 def uniform_noise(label: Tensor, index: Tensor, classes: int, share: float, seed: int) -> Tensor:
@@ -60,30 +71,37 @@ def uniform_noise(label: Tensor, index: Tensor, classes: int, share: float, seed
     return out
 
 
-def balanced(label: Tensor, index: Tensor, parts: int, batch_size: int, seed: int, epoch: int) -> Tensor:
-    """Rows of an epoch in whole batches, each of `parts` parts, one behind the other, with identical label counts
-    (section 8.3).
+def balanced(label: Tensor, index: Tensor, balance: Balance, batch_size: int, seed: int, epoch: int) -> Tensor:
+    """Rows of an epoch in whole batches, each of k parts, one behind the other, with identical label counts (section
+    8.3).
 
     Samples of a class are taken in tuples of k, one for each part; what is left of a class, and of the tuples that
-    fill no batch, is not used in this epoch.
+    fill no batch, is not used in this epoch. Those that only validate, the same ones in all epochs, are the first of
+    tuples of k - 1 others, and come as often as there are tuples.
 
     Args:
         label: int64 (N,), the labels that are learned.
         index: int64 (N,), the samples' positions in the dataset.
-        parts: k.
 
     Returns:
-        int64 (steps * B,), each row at most once; steps depend on the label counts alone.
+        int64 (steps * B,), each row at most once but for those that only validate; steps depend on the label counts
+        alone.
 
     Raises:
-        UserError: parts that do not divide the batch, or labels too rare for a single batch.
+        UserError: parts that do not divide the batch, or labels too rare for a single batch or to validate.
     """
+    parts = balance.parts
     if parts < 1 or batch_size % parts:
         raise UserError(f"{parts} parts do not divide a batch of {batch_size}: give --batch-size a multiple of them")
     u = draw(seed, epoch, index, "balanced", 2)
-    rows, place, size = by_class(u[:, 0].argsort(stable=True), label)
-    tuples = rows[place < size // parts * parts].view(-1, parts)  # of one class each
-    tuples = tuples[u[tuples[:, 0], 1].argsort(stable=True)]
+    order = u[:, 0].argsort(stable=True)
+    if balance.validation_ratio:
+        held = validating(label, index, balance.validation_ratio, seed)[order]
+        trained = in_tuples(order[~held], label, parts - 1)
+        tuples = torch.cat([partners(trained[:, 0], order[held], label)[:, None], trained], 1)
+    else:
+        tuples = trained = in_tuples(order, label, parts)
+    tuples = tuples[u[trained[:, 0], 1].argsort(stable=True)]
     steps = len(tuples) * parts // batch_size
     if not steps:
         raise UserError(
@@ -91,6 +109,34 @@ def balanced(label: Tensor, index: Tensor, parts: int, batch_size: int, seed: in
             f"not fill a batch of {batch_size}; give fewer --method.parts, a smaller --batch-size or more data"
         )
     return tuples[: steps * batch_size // parts].view(steps, -1, parts).transpose(1, 2).flatten()
+
+
+def in_tuples(order: Tensor, label: Tensor, size: int) -> Tensor:
+    """Rows (M,) -> (tuples, size), each of one class, the classes in ascending order."""
+    rows, place, count = by_class(order, label)
+    return rows[place < count // size * size].view(-1, size)
+
+
+def validating(label: Tensor, index: Tensor, ratio: float, seed: int) -> Tensor:
+    """Bool (N,): of each class's n samples round(ratio n), drawn once for all epochs."""
+    rows, place, size = by_class(draw(seed, 0, index, "validation", 1)[:, 0].argsort(stable=True), label)
+    return torch.zeros_like(label, dtype=torch.bool).index_fill_(0, rows[place < (ratio * size.double()).round()], True)
+
+
+def partners(rows: Tensor, held: Tensor, label: Tensor) -> Tensor:
+    """For each of `rows` (T,), sorted by class, one of `held` of its class, all in turn: int64 (T,).
+
+    Raises:
+        UserError: a class that none is held of.
+    """
+    classes = int(label.max()) + 1
+    sorted_held, _, _ = by_class(held, label)
+    count = label[sorted_held].bincount(minlength=classes)
+    _, place, _ = by_class(rows, label)
+    of = label[rows]
+    if (count[of] == 0).any():
+        raise UserError("--data.validation-ratio leaves a class without an image that validates: give a greater one")
+    return sorted_held[(count.cumsum(0) - count)[of] + place % count[of]]
 
 
 def learned(data: Data, source: Source, usable: np.ndarray, label: np.ndarray, seed: int) -> Tensor | None:

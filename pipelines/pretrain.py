@@ -74,11 +74,11 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
                 f"the run at {folder.path} learned other labels than these ({labels.FILE} in it has them): the data "
                 "or --data.noise-file have changed; give another --run.name"
             )
-        steps = steps_of_an_epoch(recipe, found, noisy)
+        steps, used = steps_of_an_epoch(recipe, found, noisy)
         console.print(
             f"[bold]{folder.path}[/]: {recipe.method_name} on {len(found.usable):,} {noun}"
             f"{f' ({len(found.bad)} broken, skipped)' if found.bad else ''}, {recipe.epochs} epochs of {steps} steps "
-            f"of {recipe.batch_size} ({len(found.usable) - steps * recipe.batch_size} {noun} an epoch left over), "
+            f"of {recipe.batch_size} ({len(found.usable) - used} {noun} an epoch left over), "
             f"{run.workers} {place.device} worker(s), {place.feed} feed, views on {place.views_on}"
         )
         if recipe.batch_norm == "shuffle" and run.workers == 1:
@@ -106,12 +106,15 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
     return folder
 
 
-def steps_of_an_epoch(recipe: Recipe, found: Survey, noisy: torch.Tensor | None) -> int:
-    if recipe.parts is None:
-        return len(found.usable) // recipe.batch_size
+def steps_of_an_epoch(recipe: Recipe, found: Survey, noisy: torch.Tensor | None) -> tuple[int, int]:
+    """And how many of the samples are in them."""
+    if recipe.balance is None:
+        steps = len(found.usable) // recipe.batch_size
+        return steps, steps * recipe.batch_size
     index = torch.from_numpy(found.usable)
     label = torch.from_numpy(found.label) if noisy is None else noisy[index]
-    return len(labels.balanced(label, index, recipe.parts, recipe.batch_size, recipe.seed, 0)) // recipe.batch_size
+    rows = labels.balanced(label, index, recipe.balance, recipe.batch_size, recipe.seed, 0)
+    return len(rows) // recipe.batch_size, len(rows.unique())
 
 
 def has_collapsed(folder: Folder, run: Run) -> bool:

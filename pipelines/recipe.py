@@ -25,6 +25,7 @@ from methods.optim import Optimizer
 from methods.takes import TakeView
 from methods.views import View
 from pipelines.errors import UserError
+from pipelines.labels import Balance
 from pipelines.sources import Data, Media
 
 VIEWS: dict[Media, type[View] | type[ClipView] | type[TakeView]] = {"image": View, "video": ClipView, "take": TakeView}
@@ -66,6 +67,8 @@ class Recipe:
                 f"--data.order balanced is for images and methods that take a batch apart, as bilevel: "
                 f"{self.method_name} on --data.media {self.data.media} does not, give --data.order shuffle"
             )
+        if self.data.validation_ratio and getattr(self.method, "validation", "first") != "first":
+            raise ValueError("--data.validation-ratio holds for the first part: give --method.validation first")
         if missing := set(self.views_used) - set(self.views):
             raise ValueError(f"{self.method_name} needs the view {min(missing)}, which this recipe lacks")
 
@@ -75,9 +78,11 @@ class Recipe:
         return {name: self.views.get(name) for name in getattr(self.method, "views", self.views)}
 
     @property
-    def parts(self) -> int | None:
-        """Of a batch, where they have identical label counts; else None."""
-        return self.method.parts if self.data.order == "balanced" else None
+    def balance(self) -> Balance | None:
+        """Of a batch's parts, where they have identical label counts; else None."""
+        if self.data.order != "balanced":
+            return None
+        return Balance(self.method.parts, self.data.validation_ratio)
 
     @property
     def method_name(self) -> str:

@@ -88,6 +88,9 @@ class Data:
     order: Order = "shuffle"
     """balanced: a batch consists of `--method.parts` parts with identical label counts (bilevel; resident feed only);
     what can't be balanced is left out of an epoch, and counted."""
+    validation_ratio: float = 0.0
+    """With order balanced: the share of each class's images that are in the first part alone, which validates, and are
+    never trained on (section 8.4.1 of S. Jenni's thesis). 0: each image may be in any part."""
     noise: float = 0.0
     """Share of each class's training labels that is replaced by uniform ones of the other classes, drawn from the
     recipe's seed. The true label is kept beside, for figures alone."""
@@ -107,7 +110,7 @@ class Data:
             raise UserError(f"--data.width is a number of pixels above 0, for videos, got {self.width}")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"--data.limit is a number of rows above 0, got {self.limit}")
-        for name in ("max_bad", "noise"):
+        for name in ("max_bad", "noise", "validation_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--data.{name.replace('_', '-')} is a share in [0, 1], got {getattr(self, name)}")
         if self.noise and self.noise_file:
@@ -115,6 +118,8 @@ class Data:
         for name in ("noise", "noise_file", "permuted"):
             if getattr(self, name) and self.media != "image":
                 raise UserError(f"--data.{name.replace('_', '-')} is for images, not for --data.media {self.media}")
+        if self.validation_ratio and self.order != "balanced":
+            raise UserError("--data.validation-ratio is of balanced parts: give --data.order balanced")
         if self.order not in get_args(Order):
             raise UserError(f"--data.order is one of {', '.join(get_args(Order))}, got {self.order}")
         if min(self.std) <= 0:

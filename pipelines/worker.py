@@ -229,7 +229,7 @@ def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
         share=share,
         device=device,
         noisy=None if task.noisy is None else task.noisy.to(index.device),
-        parts=recipe.parts,
+        balance=recipe.balance,
     )
 
 

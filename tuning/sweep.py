@@ -126,7 +126,7 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
         for cell in plan.cells
         for seed in range(plan.seeds)
     }
-    before = {trial_name(grid, it.cell, it.seed) for it in outcomes(folder, plan) if it.status != "failed"}
+    before = done_before(trials, plan, outcomes(folder, plan))
     left = {name: trial for name, trial in trials.items() if name not in before}
     check_data(left)
     check_extractors(left)
@@ -165,6 +165,17 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
     if len(over) < len(trials):
         raise UserError(f"{len(trials) - len(over)} of {len(trials)} trials have not ended: --run.resume goes on")
     return folder
+
+
+def done_before(trials: Mapping[str, Trial], plan: Sweep, ended: list[Outcome]) -> set[str]:
+    """Names of the trials of which every cell that is asked for has an outcome that is no failure. One to which a cell
+    was added since, on other data, is evaluated again; its training has ended."""
+    over = {(it.cell, it.seed) for it in ended if it.status != "failed"}
+    return {
+        name
+        for name, trial in trials.items()
+        if all((cell, trial.seed) in over for cell, _ in trial.figures if cell in plan.cells)
+    }
 
 
 # ------------------------------------------------------------------------------------------------ plan

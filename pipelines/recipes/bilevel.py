@@ -48,6 +48,7 @@ def bilevel_cifar10_cifarnet() -> Recipe:
 
     The other rows: a) `--method.no-normalize` 74.32, b) `--method.per-layer` 74.36, c) `--data.order shuffle` 68.19,
     d) `--method.no-same-dropout` 74.76. Figure 8.3 has 100 epochs in batches of 64: `--epochs 100 --batch-size 64`.
+    Figure 8.2 has samples that validate and are never trained on besides, `--data.validation-ratio 0.25`.
 
     Where the one dropout layer lies is not said: before the classifier, probability .5 as the code's of Inception.
     """

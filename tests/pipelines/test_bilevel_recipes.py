@@ -117,7 +117,7 @@ def test_docstrings_have_the_tables_figures_and_their_commands(name: str) -> Non
 def test_sgd_is_the_whole_batchs_gradient_on_shuffled_data(name: str) -> None:
     recipe = given(name, VARIANTS["sgd"][0])
     assert f"`{VARIANTS['sgd'][0]}`" in " ".join((recipes()[name].__doc__ or "").split())
-    assert (recipe.method.reweight, recipe.data.order, recipe.parts) == (False, "shuffle", None)
+    assert (recipe.method.reweight, recipe.data.order, recipe.balance) == (False, "shuffle", None)
     assert recipe == find_recipe(name).with_(method={"reweight": False}, data={"order": "shuffle"})
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import UserError
-from pipelines.labels import balanced, uniform_noise
+from pipelines.labels import Balance, balanced, uniform_noise, validating
 
 fast = settings(max_examples=60, deadline=None)
 
@@ -62,18 +62,18 @@ def test_parts_have_the_same_labels(sizes: list[int], parts: int, of_a_part: int
     index = torch.arange(len(label)) * 3 + 1
     if tuples < of_a_part:
         with pytest.raises(UserError, match="too rare to balance"):
-            balanced(label, index, parts, size, seed, 0)
+            balanced(label, index, Balance(parts), size, seed, 0)
         return
-    rows = balanced(label, index, parts, size, seed, 0)
+    rows = balanced(label, index, Balance(parts), size, seed, 0)
     assert len(rows) == tuples // of_a_part * size and len(rows.unique()) == len(rows)
     each = label[rows].view(-1, parts, of_a_part)
     assert torch.equal(each, each[:, :1].expand_as(each))
-    assert torch.equal(rows, balanced(label, index, parts, size, seed, 0))
+    assert torch.equal(rows, balanced(label, index, Balance(parts), size, seed, 0))
 
 
 def test_epochs_differ_and_all_samples_have_their_turn() -> None:
     label = some([30, 30])
-    epochs = [balanced(label, torch.arange(60), 4, 16, 0, epoch) for epoch in range(20)]
+    epochs = [balanced(label, torch.arange(60), Balance(4), 16, 0, epoch) for epoch in range(20)]
     assert len({tuple(rows.tolist()) for rows in epochs}) == 20
     assert len(torch.cat(epochs).unique()) == 60  # 48 an epoch
     first = label[torch.cat([rows[:4] for rows in epochs])]
@@ -82,4 +82,40 @@ def test_epochs_differ_and_all_samples_have_their_turn() -> None:
 
 def test_parts_that_do_not_divide_the_batch() -> None:
     with pytest.raises(UserError, match="3 parts do not divide a batch of 16"):
-        balanced(some([9]), torch.arange(9), 3, 16, 0, 0)
+        balanced(some([9]), torch.arange(9), Balance(3), 16, 0, 0)
+
+
+@fast
+@given(
+    st.lists(st.integers(8, 40), min_size=1, max_size=5),
+    st.sampled_from([2, 4, 8]),
+    st.integers(1, 3),
+    st.floats(0.1, 0.6),
+    st.integers(0, 2**31),
+)
+def test_what_validates_is_never_trained_on(
+    sizes: list[int], parts: int, of_a_part: int, ratio: float, seed: int
+) -> None:
+    label = some(sizes)
+    index = torch.arange(len(label)) * 3 + 1
+    held = validating(label, index, ratio, seed)
+    for c, size in enumerate(sizes):
+        assert int(held[label == c].sum()) == round(ratio * size)
+    tuples = sum((n - round(ratio * n)) // (parts - 1) for n in sizes)
+    if tuples < of_a_part:
+        return
+    for epoch in range(3):
+        rows = balanced(label, index, Balance(parts, ratio), parts * of_a_part, seed, epoch).view(-1, parts, of_a_part)
+        assert len(rows) == tuples // of_a_part
+        assert held[rows[:, 0]].all() and not held[rows[:, 1:]].any()
+        assert len(rows[:, 1:].unique()) == rows[:, 1:].numel()
+        assert torch.equal(label[rows], label[rows[:, :1]].expand_as(rows))
+        for c in range(len(sizes)):  # in turn, but for what fills no batch
+            used = rows[:, 0][label[rows[:, 0]] == c].unique(return_counts=True)[1]
+            most = (sizes[c] - round(ratio * sizes[c])) // (parts - 1)
+            assert not len(used) or used.max() <= -(-most // int(held[label == c].sum()))
+
+
+def test_a_class_without_what_validates() -> None:
+    with pytest.raises(UserError, match="leaves a class without an image that validates"):
+        balanced(some([40, 2]), torch.arange(42), Balance(2, 0.2), 4, 0, 0)

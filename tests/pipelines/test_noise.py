@@ -125,6 +125,10 @@ def test_what_cannot_be_balanced_is_refused(images: tuple[Path, Path]) -> None:
 
     with pytest.raises(ValueError, match="take a batch apart"):
         recipe(images, method={}).with_(method=simsiam.Config())
+    with pytest.raises(UserError, match=r"--data.validation-ratio is of balanced parts"):
+        recipe(images, data={"order": "shuffle", "validation_ratio": 0.5})
+    with pytest.raises(ValueError, match=r"holds for the first part"):
+        recipe(images, data={"validation_ratio": 0.5}).with_(method={"validation": "drawn"})
     with pytest.raises(UserError, match="resident feed"):
         placed(recipe(images), Run(feed="stream"), 300, {"CPU": 4.0, "object_store_memory": 1e9})
 

@@ -19,7 +19,7 @@ TABLES = {  # cells that are trained, trials, and the paper's alone
     "thesis_table8_1": (72, 24, 0),
     "thesis_table8_2": (6, 2, 0),
     "thesis_table8_3": (12, 12, 8),
-    "thesis_figure8_2": (112, 56, 0),
+    "thesis_figure8_2": (144, 72, 0),
     "thesis_figure8_3": (48, 24, 0),
     "thesis_figure8_4": (48, 24, 0),
 }
@@ -36,6 +36,7 @@ TABLE_8_1 = {  # columns of Table 8.1, from top to bottom
     ("inception", 0.5, "train"): (65.06, 45.43, 33.86, 81.60, 17.71, 44.61),
     ("inception", 0.5, "test"): (47.64, 73.08, 62.16, 49.62, 27.20, 75.71),
 }
+RATIOS = (0.1, 0.25, 0.5, 0.75)
 TABLE_8_3 = {
     "reed": (62.3, 46.5),
     "goldberger": (69.9, 45.8),
@@ -143,6 +144,7 @@ def test_the_sweeps_of_figure_8_2() -> None:
     images = {s: (r.method.parts, r.batch_size // r.method.parts, r.method.mu) for s, r in found.items()}
     assert images == {
         "baseline": (8, 16, 0.01),
+        **{f"validation={ratio:g}": (8, 16, 0.01) for ratio in RATIOS},
         "k=2": (2, 64, 0.01),
         "k=4": (4, 32, 0.01),
         "k=16": (16, 8, 0.01),
@@ -158,6 +160,8 @@ def test_the_sweeps_of_figure_8_2() -> None:
         "mu=1": (8, 16, 1.0),
     }
     assert {r.epochs for r in found.values()} == {200}
+    ratios = {setting: r.data.validation_ratio for setting, r in found.items() if r.data.validation_ratio}
+    assert ratios == {f"validation={ratio:g}": ratio for ratio in RATIOS}
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -168,13 +172,15 @@ def test_parts_can_be_balanced(name: str) -> None:
         for cell in {grid.trial(cell): cell for cell in grid.cells(profile)}.values():
             recipe, classes = grid.recipe(cell, profile), 100 if "cifar100" in cell else 10
             assert recipe.batch_size % recipe.method.parts == 0, cell
-            if recipe.parts is not None and recipe.data.limit is not None:
-                found.add((recipe.parts, recipe.batch_size, recipe.data.limit, classes, recipe.data.noise))
+            if recipe.balance is not None and recipe.data.limit is not None:
+                found.add((recipe.balance, recipe.batch_size, recipe.data.limit, classes, recipe.data.noise))
     assert found
-    for parts, batch_size, limit, classes, noise in found:
+    for balance, batch_size, limit, classes, noise in found:
         index = torch.arange(limit)
         label = uniform_noise(index % classes, index, classes, noise, 0)
-        assert len(balanced(label, index, parts, batch_size, 0, 0)) > 0.8 * limit, (parts, classes, noise)
+        rows = balanced(label, index, balance, batch_size, 0, 0).view(-1, balance.parts, batch_size // balance.parts)
+        trained = rows[:, 1:] if balance.validation_ratio else rows
+        assert trained.numel() > 0.8 * (1 - balance.validation_ratio) * limit, (balance, classes, noise)
 
 
 def test_smoke_trains_few_small_networks() -> None:

@@ -20,7 +20,7 @@ from pipelines.recipe import Recipe, Run, find_recipe, from_json
 from pipelines.storage import open_folder
 from tuning.grid import PROFILES, Cell, Grid, Profile, find_grid
 from tuning.report import Outcome, Sweep, markdown, trial_name
-from tuning.sweep import Options, asked, check_labelled, outcomes_of, trial_of
+from tuning.sweep import Options, asked, check_labelled, done_before, outcomes_of, trial_of
 
 RESSL = [f"ressl_table{number}" for number in (7, 8, 9, 10, 11, 13, 14)]
 NAMES = [*RESSL, "sce_table9", "sce_table10"]
@@ -294,6 +294,21 @@ def test_figures_of_one_run_are_of_one_trial() -> None:
     nine = find_grid("sce_table9")
     for cell in nine.figures:
         assert nine.measured(cell) == ("transfer", SCE_FIGURES.get(str(cell[1]), "top1"))
+
+
+def test_a_dataset_that_is_added_to_a_finished_trial_is_evaluated(tmp_path: Path) -> None:
+    grid, folder = find_grid("sce_table9"), open_folder(str(tmp_path))
+    method = next(iter(grid.figures))[0]
+    cells = tuple(cell for cell in grid.figures if cell[0] == method)[:3]
+    ended = [Outcome(cell, 0, "finished", 1.0) for cell in cells[:2]]
+
+    def done(*wanted: Cell, ended: list[Outcome] = ended) -> set[str]:
+        plan = Sweep(grid.name, "paper", wanted, labelled="l/{dataset}", labelled_test="t/{dataset}")
+        trials = {"one": trial_of(grid, plan, wanted[0], 0, Run(), folder)}
+        return done_before(trials, plan, ended)
+
+    assert done(*cells[:2]) == {"one"} and done(*cells) == set()
+    assert done(*cells[:2], ended=[ended[0], replace(ended[1], status="failed")]) == set()
 
 
 def test_smoke_trains_a_few_cells_of_cifar10() -> None:

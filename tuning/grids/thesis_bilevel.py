@@ -1,9 +1,8 @@
 """Chapter 8 of S. Jenni's thesis on self-supervised learning: bilevel learning, labels that are noisy.
 
 Figures 8.2 to 8.4 print no numbers: their grids have what varies alone, and levels between those that the text names
-are ours. Left out: the first row of Figure 8.2, samples that validate and are never trained on, since `data.order
-balanced` draws the validation part from all samples anew each epoch; Figure 8.5, classes of PASCAL VOC of which an
-image has several, since labels here are one an image; the results on Clothing1M. Table 8.4 is a recipe
+are ours. Left out: Figure 8.5, classes of PASCAL VOC of which an image has several, since labels here are one an image;
+the results on Clothing1M. Table 8.4 is a recipe
 (`bilevel_imagenet_alexnet`), as the labels of its noise are in no dataset.
 
 `SGD` is a row of each: plain shuffling and the gradient of the whole batch, all else as the others. The profile `smoke`
@@ -142,12 +141,14 @@ table8_2 = Grid(
 
 SETTINGS: Mapping[str, Fields] = {
     "baseline": {},
+    **{f"validation={ratio:g}": {"data": {"validation_ratio": ratio}} for ratio in (0.1, 0.25, 0.5, 0.75)},
     **{f"k={k}": {"method": {"parts": k}} for k in (2, 4, 16, 32)},
     **{f"images={n}": {"images": n} for n in (1, 2, 4, 8, 32)},
     **{f"mu={mu:g}": {"method": {"mu": mu}} for mu in (1e-4, 1e-3, 0.1, 1.0)},
 }
-"""k mini-batches at one batch size, so that mini-batches shrink; images of a mini-batch at one k; mu-hat. The baseline
-has k = 8, 16 images and mu .01. k are those of section 8.3; of images 1 is named; the other values are ours."""
+"""The figure's rows: the share of samples that validate alone; k mini-batches at one batch size, so that mini-batches
+shrink; images of a mini-batch at one k; mu-hat. The baseline has all samples in both roles, k = 8, 16 images and mu
+.01. k are those of section 8.3; of images 1 is named; the other values are ours."""
 
 
 def swept(base: Recipe, setting: str, network: str, pi: float, measure: str) -> Recipe:
@@ -164,7 +165,8 @@ figure8_2 = Grid(
     name="thesis_figure8_2",
     paper=PAPER,
     table="Figure 8.2",
-    title="how many mini-batches are compared, their size, and mu, on clean labels and on 50% random ones",
+    title="samples that only validate, how many mini-batches are compared, their size, and mu, on clean labels and on "
+    "50% random ones",
     setting="CIFAR-10, 200 epochs; no numbers are printed",
     axes=SWEPT_8_2,
     bases=dict.fromkeys(PROFILES, "bilevel_cifar10_{network}"),
@@ -177,7 +179,7 @@ figure8_2 = Grid(
     collapses=False,
     profiles=SCALES,
 )
-"""Without its first row, the ratio of samples that validate alone: no part is drawn from a set of its own here."""
+"""`train` is of all training images, those that validate alone included, where the text leaves it open."""
 
 # --------------------------------------------------------------------------------------- noisy labels
 
