@@ -3,17 +3,14 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from steps import take_a_step
 
 import tuning.sweep
-from methods.method import Clock
 from methods.metrics.linear import Linear
-from methods.parts import set_batch_norm
 from pipelines.errors import UserError
 from pipelines.evaluate import Options as Evaluation
 from pipelines.recipe import Recipe, Run, find_recipe, from_json
@@ -189,22 +186,6 @@ def stand_in(recipe: Recipe) -> Recipe:
     return recipe.with_(backbone="resnet20", method=small, views=views)
 
 
-@cache
-def images() -> torch.Tensor:
-    return torch.randint(0, 256, (16, 3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def step(recipe: Recipe) -> None:
-    index = torch.arange(16)
-    batch = {name: view.apply(images(), view.draw(0, 0, index)) for name, view in recipe.views.items()}
-    torch.manual_seed(0)
-    method = set_batch_norm(recipe.build(recipe.facts(16, 10)), recipe.batch_norm)
-    loss = method({**batch, "index": index}, Clock(0, 10, 1, 0, 0), "model").loss
-    loss.backward()
-    assert loss.isfinite()
-    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
-
-
 @pytest.mark.parametrize("profile", ["small", "paper"])
 @pytest.mark.parametrize("name", ["ressl_table7", "ressl_table8", "ressl_table13", "sce_table10"])
 def test_every_pretraining_takes_a_step(name: str, profile: Profile) -> None:
@@ -213,7 +194,7 @@ def test_every_pretraining_takes_a_step(name: str, profile: Profile) -> None:
     for cell in grid.figures:
         recipe = stand_in(grid.recipe(cell, profile))
         if recipe not in taken:
-            step(recipe)
+            take_a_step(recipe, 12)
             taken.append(recipe)
 
 
@@ -222,7 +203,7 @@ def test_the_smoke_corner_steps_with_a_light_backbone_on_small_crops() -> None:
     recipe = grid.recipe(grid.smoke[0], "smoke").with_(method={"hidden": 16, "dim": 8, "queue": 24})
     assert recipe.backbone == "mobilenet_v3_large"
     assert sorted(view.size for view in recipe.views.values()) == [14, 18, 23, 27, 32, 32]
-    step(replace(recipe, views={name: recipe.views[name] for name in ("target", "online", "local_4")}))
+    take_a_step(replace(recipe, views={name: recipe.views[name] for name in ("target", "online", "local_4")}), 12)
 
 
 # ------------------------------------------------------------------------------------------- evaluation

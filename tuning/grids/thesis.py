@@ -354,9 +354,9 @@ MODELLED: Axes = {
     "dataset": ("cifar10", "celeba"),
     "measure": MEASURES,
 }
-table7_3 = Grid(
+table7_3 = replace(
+    table7_1,
     name="thesis_table7_3",
-    paper=PAPER,
     table="Table 7.3",
     title="other GANs with and without distribution filtering (MMGAN: only bounds are printed, FID above 450 and 350)",
     setting="each model's own networks, 100,000 iterations, Inception",
@@ -389,19 +389,12 @@ table7_3 = Grid(
         "10.5 -",
     ),
     smoke=(("dcgan", "cifar10", "fid"), ("dcgan+df", "cifar10", "fid")),
-    metric=("{measure}", "{measure}"),
-    reads="measure",
-    percent=False,
-    collapses=False,
-    evaluation=GAN_FIGURES,
-    extractor=judge,
-    profiles=GAN_SCALES,
 )
 
 SETTINGS: Axes = {"setting": tuple(ROBUSTNESS), "model": tuple(STABILIZED), "measure": MEASURES}
-table7_4 = Grid(
+table7_4 = replace(
+    table7_1,
     name="thesis_table7_4",
-    paper=PAPER,
     table="Table 7.4",
     title="robustness to hyper-parameters (the results are bars of Figure 7.6, of which no number is printed)",
     setting="CIFAR-10",
@@ -410,11 +403,4 @@ table7_4 = Grid(
     derive=robust,
     figures=table(SETTINGS, *["- -"] * len(ROBUSTNESS) * len(STABILIZED)),
     smoke=(("a", "standard", "fid"), ("a", "dfgan", "fid")),
-    metric=("{measure}", "{measure}"),
-    reads="measure",
-    percent=False,
-    collapses=False,
-    evaluation=GAN_FIGURES,
-    extractor=judge,
-    profiles=GAN_SCALES,
 )
