@@ -1,5 +1,6 @@
 """How pure the clusters of a run are: those of `rcl` (relative contrastive loss), by level, over checkpoints."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,8 @@ def classes_of(ready: "Ready", rows: int) -> Tensor:
         label = source.read(source.groups[number], offsets).label
         if label is not None:
             found[source.groups[number].first + torch.from_numpy(offsets)] = torch.from_numpy(np.array(label))
+    broken = json.loads(ready.subject.folder.read("run.json"))["found"]["broken"]
+    found[[bad["index"] for bad in broken]] = -1  # in the run each was alone, whatever its label
     return found
 
 

@@ -1,5 +1,6 @@
 """Figures of clusters: by hand, and of a run's checkpoints."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -44,16 +45,18 @@ def test_of_all_kept_checkpoints(images: tuple[Path, Path], tmp_path: Path) -> N
     )
     folder, source = open_folder(str(tmp_path / "run")), open_source(str(images[0]), recipe.data)
     folder.write("recipe.json", recipe.to_json().encode())
-    folder.write("run.json", b'{"found": {"rows": %d, "classes": %d}}' % (source.rows, source.classes or 0))
+    found = {"rows": source.rows, "classes": source.classes or 0, "broken": [{"index": 5}]}
+    folder.write("run.json", json.dumps({"found": found}).encode())
     method = cast(Any, recipe.build(recipe.facts(source.rows, source.classes)))
     checkpoints = Checkpoints(folder / "checkpoints")
     checkpoints.save(1, {"method": method.state_dict(), "step": 10, "steps_per_epoch": 10})
     method.bank.labels[1] = torch.arange(source.rows) % 4
+    method.bank.labels[1, 5] = 5  # a broken row is alone, and no cluster
     method.bank.started.fill_(True)
     checkpoints.save(2, {"method": method.state_dict(), "step": 20, "steps_per_epoch": 10})
     options = Options(data=recipe.data)
     figures, pictures = run_clusters(Ready(subject(str(tmp_path / "run"), options), options), "trained")
-    assert figures["epochs"] == [2] and figures["clusters.2"] == [4]
+    assert figures["epochs"] == [2] and figures["clusters.2"] == [4] and figures["alone.2"] == [0]
     assert figures["purity.2"] == [1] and 0.25 <= figures["chance.2"][0] < 0.5
     assert figures["mutual_information.2"] == [pytest.approx(1)]
     assert decode_image(torch.frombuffer(bytearray(pictures[""]), dtype=torch.uint8)).float().std() > 10
