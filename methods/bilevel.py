@@ -291,11 +291,11 @@ class Bilevel(Method):
             dots = [own @ other for own, other in zip(layers, validation.split(sizes), strict=True)]
             squares = [torch.linalg.vector_norm(own, dim=1).square() for own in layers]
             every = gather(torch.cat([torch.stack(dots, 1), torch.stack(squares, 1), losses[:, None]], 1))
-            training = torch.tensor([i for i in range(c.parts) if i != at], device=every.device)
-            numerator, square = every[training, : len(sizes)], every[training, len(sizes) : -1]
+            training = torch.cat([every[:at], every[at + 1 :]])  # slices: an index made here would wait for the device
+            numerator, square = training[:, : len(sizes)], training[:, len(sizes) : -1]
             weights = quotient(numerator, square / c.lam + c.mu)  # (k - 1, L)
             weights = unit(weights) if c.normalize else weights
-            own = torch.zeros_like(every[:, : len(sizes)]).index_copy_(0, training, weights)
+            own = torch.cat([weights[:at], torch.zeros_like(weights[:1]), weights[at:]])
             own = own[rank() * n : (rank() + 1) * n] * ranks
             total = torch.cat([w @ part for w, part in zip(own.unbind(1), layers, strict=True)])
         return total, {

@@ -25,7 +25,8 @@ are buffers, as a method knows its views' shapes and not their distributions. Wh
 
 Where the printed text is silent, ours:
 - heads H are linear, or have hidden layers with batch norm (`head`); they read r itself, as in Eq. 5 and 18;
-- L2 normalization within Eq. 4 (`normalize`); residuals are of projections as they are;
+- L2 normalization within Eq. 4 (`normalize`); residuals are of projections as they are, though "typically projected to
+  a unit spherical ball" (section 3.1) may be read of them too (`normalize_residual`);
 - each of x1, x2, x3 and each residual passes through the networks as a batch of its own;
 - losses are those of Eq. 13 and 16 to 20 as printed, sums of squared distances, so that the similarity alone has four
   times the gradient of SimSiam's own loss and equals BYOL's (`scale`);
@@ -135,6 +136,8 @@ class Config:
     """r21 in place of r12 in R2S: "sometimes slightly better" (section 5). PL keeps r12."""
     normalize: Normalize = "before"
     """L2 normalization in similarities: of prediction, G(r) and target; of the difference and the target; none."""
+    normalize_residual: bool = False
+    """Residuals are differences of L2-normalized projections, in PL and RotPL too."""
     predicted: tuple[str, ...] = PARAMETERS
     """Parameters of t1 that PL predicts."""
     pl_reduction: Reduction = "sum"
@@ -301,7 +304,7 @@ class Prelax(Method):
         super().__init__()
         if facts.views.keys() != {"online", "target"}:
             raise ValueError(f"prelax takes the views online and target, got {', '.join(facts.views)}")
-        if config.pl_weight and facts.views["online"][1] != len(PARAMETERS):
+        if config.pl_weight and facts.views["online"][1] < len(PARAMETERS):
             raise ValueError(
                 f"prelax predicts the {len(PARAMETERS)} parameters of the view online, which has "
                 f"{facts.views['online'][1]}: make it of methods.views.View, or give --method.pl-weight 0"
@@ -346,11 +349,11 @@ class Prelax(Method):
         if self.aligns:
             target = self.targets(images, z, batch["index"], clock)
             if c.r2s_weight:
-                r12 = z["online"] - z["target"]
+                r12 = self.residual(z["online"], z["target"])
                 residual = -r12 if c.reverse_residual else r12
                 losses["r2s"] = self.relaxed(z["online"], residual, target["target"], c.r2s_alpha)  # Eq. 14
             if c.r3s_weight:
-                r31 = z["third"] - z["online"]
+                r31 = self.residual(z["third"], z["online"])
                 losses["r3s"] = self.relaxed(z["third"], r31, target["target"], c.r3s_alpha)  # Eq. 17
             if c.similarity_weight:
                 losses["similarity"] = self.aligned(z["target"], target["online"])  # Eq. 15
@@ -363,7 +366,9 @@ class Prelax(Method):
             said, true = self.predicted(z), self.true(parameters)
             losses["pl"] = predictive_loss(said[0], true[0], said[1], true[1], reduction=c.pl_reduction)  # Eq. 5
         if self.rotation_pl_head is not None:
-            losses["rotation_pl"] = F.cross_entropy(self.rotation_pl_head(z["third"] - z["online"]).float(), angle)
+            losses["rotation_pl"] = F.cross_entropy(
+                self.rotation_pl_head(self.residual(z["third"], z["online"])).float(), angle
+            )
         if self.rotation_head is not None:
             losses["rotation"] = F.cross_entropy(self.rotation_head(features["third"]).float(), angle)
         loss = (
@@ -413,13 +418,17 @@ class Prelax(Method):
         prediction = self.predictor(z).float()
         return similarity(prediction, target, margin=self.config.margin, normalize=self.config.normalize)
 
+    def residual(self, one: Tensor, other: Tensor) -> Tensor:
+        """r = one - other (B, D), of projections or of their directions."""
+        if self.config.normalize_residual:
+            one, other = F.normalize(one, dim=1), F.normalize(other, dim=1)
+        return one - other
+
     def predicted(self, z: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """H(r12): log-odds (B, F) and standardized values (B, V), float32."""
         assert self.pl_head is not None
-        logits, values = (
-            self.pl_head(z["online"] - z["target"]).float().split([len(self.discrete), len(self.continuous)], 1)
-        )
-        return logits, values
+        said = self.pl_head(self.residual(z["online"], z["target"])).float()
+        return said[:, : len(self.discrete)], said[:, len(self.discrete) :]
 
     def true(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Of t1 (B, F + V), discrete parameters first: flags (B, F), 0 or 1, and standardized values (B, V)."""
@@ -463,7 +472,7 @@ class Prelax(Method):
             z = {view: self.projector(features[view]).float() for view in self.projected}
             turns: dict[str, Tensor] = {}
             if self.rotation_pl_head is not None:
-                turns["rotation"] = self.rotation_pl_head(z["third"] - z["online"])
+                turns["rotation"] = self.rotation_pl_head(self.residual(z["third"], z["online"]))
             if self.rotation_head is not None:
                 turns["rotation_from_features"] = self.rotation_head(features["third"])
             said = self.predicted(z) if self.pl_head is not None else None

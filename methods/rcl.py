@@ -17,7 +17,8 @@ The text is silent, so ours:
   uniformly; at level 1, or where there is none, it is the sample's own key. It stays in the denominator besides the
   queue, as in Eq. 3. So with one level, or before there are labels, the loss is InfoNCE (of each predictor).
 - Predictions and keys are L2-normalized, as in MoCo; the teacher's momentum is BYOL's, whose setting the text names.
-- Clusters are found on the backbone's normalized features, Euclidean distance, and refined on the teacher's keys.
+- Clusters are found on the backbone's normalized features of one augmented view of each sample, as the feed has it in
+  that epoch, by Euclidean distance; those that fill no batch begin alone. They are refined on the teacher's keys.
   `radius` and `radius_step` give the text's .6, .7, .8 (of its offline baseline, section 5.3) from level 2 up. Noise of
   DBSCAN is alone: given to the nearest core it would join what the radius keeps apart.
 - One sigma_m for all levels would make them alike, as what may not merge at level 3 would be split there as at level 2:
@@ -36,7 +37,7 @@ Legend: B batch, D projection, K queue, H levels, N samples.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,9 @@ from methods.clusters import Bank, Similarity, dbscan, kmeans, neighbours, radiu
 from methods.method import Batch, Clock, Facts, Method, Step
 from methods.parts import Queue, Teacher, draw, mlp, momentum_at, world_size
 
+Clustering = Literal["online", "kmeans", "dbscan", "nearest"]
+RadiusIs = Literal["distance", "quantile"]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -56,9 +60,10 @@ class Config:
     """H, number of criteria (Table 3)."""
     shared_predictor: bool = False
     """One predictor for all criteria (Table 3, rows 1 to 4) in place of one each."""
-    clustering: Literal["online", "kmeans", "dbscan", "nearest"] = "online"
+    clustering: Clustering = "online"
     """Table 4: DBSCAN once, then split and merge; k-means or DBSCAN anew before each epoch; or NNCLR, where the nearest
-    entry of the queue is the key, positive under all criteria (`levels` 1 is NNCLR). All of them after the warm-up."""
+    entry of the queue is the key, positive under all criteria (`levels` 1 is NNCLR), also where that is an older key of
+    the sample itself. All of them after the warm-up."""
     symmetric: bool = True
     """Each view is query once and key once; the loss is the mean of both directions."""
     temperature: float = 0.1
@@ -70,8 +75,9 @@ class Config:
     dim: int = 256
     """d, width of z."""
     predictor_hidden: int = 4096
-    momentum: float = 0.996
-    """The teacher's momentum at the start. Not in the paper; BYOL's."""
+    momentum: float = 0.99
+    """The teacher's momentum at the start. Not in the paper, whose settings are "the same as BYOL": of BYOL's code at
+    the rate .3 and decay 1e-6 that the paper names, for 300 epochs; .996 belongs to 1000."""
     momentum_end: float = 1.0
     """The teacher's momentum at the end, by a cosine."""
     warmup_epochs: int = 10
@@ -80,7 +86,7 @@ class Config:
     """DBSCAN's r at level 2: as `radius_is` says."""
     radius_step: float = 0.1
     """By how much r is larger at each next level."""
-    radius_is: Literal["distance", "quantile"] = "distance"
+    radius_is: RadiusIs = "distance"
     """A distance of normalized features, up to 2; or the share of the samples that are to be cores, up to 1, which
     fits any features."""
     min_samples: int = 4
@@ -125,6 +131,12 @@ class Config:
         for name in ("clusters", "held_above"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"method.{name} is a share of the samples in (0, 1], got {getattr(self, name)}")
+        for name, choices in (("clustering", Clustering), ("radius_is", RadiusIs), ("similarity", Similarity)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"method.{name} is one of {', '.join(get_args(choices))}, got {getattr(self, name)}")
+        widest = self.radius + self.radius_step * max(self.levels - 2, 0)
+        if self.radius_is == "quantile" and widest > 1:
+            raise ValueError(f"method.radius is a share of the samples, at most 1 at every level, got {widest:g}")
         if not 0 <= self.propagation < 1:
             raise ValueError(f"method.propagation is in [0, 1), got {self.propagation}")
         if not -1 <= self.sigma <= 1:
@@ -290,7 +302,7 @@ class RCL(Method):
         cells = c.cells or math.isqrt(len(x))
         pairs, distances = neighbours(x, widest, cells=cells, probes=c.probes, most=max(64, c.min_samples))
         if c.radius_is == "quantile":
-            radii = [radius_at(pairs, distances, min(share, 1.0), c.min_samples) for share in radii]
+            radii = [radius_at(pairs, distances, share, c.min_samples) for share in radii]
         return torch.stack([dbscan(pairs, distances, len(x), radius, c.min_samples) for radius in radii])
 
     def momentum(self, clock: Clock) -> float:

@@ -3,6 +3,8 @@
 Imports little: the actor's process has nothing else to load.
 """
 
+import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ class Board:
         self._crashes: set[str] = set()
         self._furthest = 0
         self._lines: list[str] = []
+        self._epochs: list[dict[str, Any]] = []
 
     def say(self, now: dict[str, Any]) -> None:
         """`step`, and whatever else is new: `loss` and `speed`, or what an epoch's end has shown."""
@@ -30,6 +33,8 @@ class Board:
         if now["step"] > self._furthest:
             self._furthest = now["step"]
             self._crashes.clear()
+        if "epoch" in now:
+            self._epochs.append(self._now)
 
     def note(self, line: str) -> None:
         self._lines.append(line)
@@ -37,6 +42,11 @@ class Board:
     def read(self) -> tuple[dict[str, Any], list[str]]:
         lines, self._lines = self._lines, []
         return self._now, lines
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """What was known at the end of each epoch since the last call."""
+        epochs, self._epochs = self._epochs, []
+        return epochs
 
     def fail(self, text: str) -> None:
         self._failure = self._failure or text
@@ -53,7 +63,8 @@ class Board:
 
 @contextmanager
 def shown(board: Any, epochs: int, steps: int) -> Iterator[None]:
-    """A progress bar of what rank 0 says, while the body runs: epoch, step, loss, images/s, time left."""
+    """A progress bar of what rank 0 says, while the body runs: epoch, step, loss, images/s, time left. Where nobody
+    looks on, as in a job's log, a line of JSON an epoch instead."""
     import ray
 
     columns = (
@@ -79,6 +90,9 @@ def shown(board: Any, epochs: int, steps: int) -> Iterator[None]:
                     return
                 for line in lines:
                     progress.console.print(line)
+                if not console.is_terminal:
+                    for epoch in ray.get(board.epochs.remote(), timeout=5):
+                        print(json.dumps(epoch), file=sys.stderr, flush=True)
                 if now:
                     progress.update(
                         bar,

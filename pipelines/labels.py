@@ -6,6 +6,7 @@ is a function of (seed, epoch, index): the same on every rank, and again after a
 Legend: N samples, B global batch, k parts.
 """
 
+import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,6 +110,22 @@ def balanced(label: Tensor, index: Tensor, balance: Balance, batch_size: int, se
             f"not fill a batch of {batch_size}; give fewer --method.parts, a smaller --batch-size or more data"
         )
     return tuples[: steps * batch_size // parts].view(steps, -1, parts).transpose(1, 2).flatten()
+
+
+def too_rare(balance: Balance | None, label: np.ndarray, usable: np.ndarray, noisy: Tensor | None) -> list[int]:
+    """Classes of which samples are there, but too few to be once in each part that trains: they are never learned."""
+    if balance is None:
+        return []
+    learned = torch.from_numpy(label) if noisy is None else noisy[torch.from_numpy(usable)]
+    counts = learned.bincount()
+    trained = counts - (balance.validation_ratio * counts.double()).round().long()
+    needed = balance.parts - (balance.validation_ratio > 0)
+    return ((counts > 0) & (trained < needed)).nonzero()[:, 0].tolist()
+
+
+def digest(usable: np.ndarray, label: np.ndarray) -> str:
+    """SHA-256 of which rows are usable, and of their labels."""
+    return hashlib.sha256(usable.tobytes() + label.tobytes()).hexdigest()
 
 
 def in_tuples(order: Tensor, label: Tensor, size: int) -> Tensor:

@@ -269,8 +269,12 @@ def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
 
 @torch.no_grad()
 def embed(method: Method, feed: Feed, epoch: int) -> tuple[Tensor, Tensor]:
-    """Features (N, D) of the epoch's first views, and their index (N,), of all ranks in rank order."""
+    """Features (N, D) of the epoch's first views, and their index (N,), of all ranks in rank order. Running statistics
+    of batch norm, which may differ between ranks, become rank 0's, as a checkpoint has them."""
     features, index = [], []
+    if world_size() > 1:
+        for buffer in method.backbone.buffers():
+            dist.broadcast(buffer, 0)
     with evaluating(method.backbone):
         for batch in feed.batches(epoch):
             name = next(n for n, column in batch.items() if column.dim() >= 4)

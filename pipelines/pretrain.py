@@ -7,6 +7,7 @@ takes the newest good one, so that a restart by Ray and `--run.resume` are the s
 import dataclasses
 import json
 import tempfile
+import time
 import traceback
 import uuid
 from collections.abc import Callable
@@ -27,8 +28,9 @@ from pipelines.feed import Survey, survey
 from pipelines.loop import Training
 from pipelines.place import Place, cluster, placed
 from pipelines.recipe import Recipe, Run
-from pipelines.sources import NOUNS, Source, open_source, selected
+from pipelines.sources import NOUNS, Source, fingerprint, open_source, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
+from pipelines.summary import spent, told
 from pipelines.worker import Task, start_from, work
 
 Follow = Callable[[Any, int, int], AbstractContextManager[None]]
@@ -67,6 +69,7 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
         taken = check_build(recipe, facts, folder)
         for bad in found.bad[:10]:
             console.print(f"[yellow]skipped[/] {bad.where}: {bad.reason}")
+        claim_data(folder, fingerprint(source), found)
         noisy = labels.learned(recipe.data, source, found.usable, found.label, recipe.seed)
         learned = labels.read(folder)
         if noisy is not None and learned is not None and not torch.equal(learned, noisy[: found.usable[-1] + 1]):
@@ -81,6 +84,11 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
             f"of {recipe.batch_size} ({len(found.usable) - used} {noun} an epoch left over), "
             f"{run.workers} {place.device} worker(s), {place.feed} feed, views on {place.views_on}"
         )
+        if rare := labels.too_rare(recipe.balance, found.label, found.usable, noisy):
+            console.print(
+                f"[yellow]classes that are never learned, as --method.parts takes {recipe.method.parts} at a time and "
+                f"they have fewer: {', '.join(map(str, rare[:10]))}{', ...' if len(rare) > 10 else ''}[/]"
+            )
         if recipe.batch_norm == "shuffle" and run.workers == 1:
             console.print("[yellow]one worker has no other to shuffle batch norm with: give --batch-norm split:8[/]")
         for turn, spec in recipe.optimizers.items():
@@ -89,14 +97,20 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
                     f"[yellow]{turn}'s warm-up of {spec.warmup_epochs:g} epochs is longer than the run: "
                     "the learning rate only rises[/]"
                 )
-        write_settings(folder, recipe, run, name, facts, found, taken)
+        write_settings(folder, recipe, run, name, facts, source, found, taken)
         if noisy is not None:
             changed = int((noisy[torch.from_numpy(found.usable)].numpy() != found.label).sum())
             console.print(f"{changed:,} of the labels are not the true ones: {folder.path}/{labels.FILE}")
             labels.write(folder, found.usable, found.label, noisy)
         probe = probe_blocks(recipe, run, found)
         if not has_collapsed(folder, run):
+            since = Checkpoints(folder / "checkpoints").steps()
+            start = time.monotonic()
             fit(recipe, run, place, folder, facts, source, found, noisy, probe, steps, follow)
+            lines = map(json.loads, folder.read("metrics.jsonl").decode().splitlines())
+            it = spent(lines, since[-1] if since else 0, recipe.batch_size, time.monotonic() - start)
+            for line in told(it, place, noun):
+                console.print(line)
         if has_collapsed(folder, run):
             found_at = json.loads(folder.read("collapsed.json"))
             console.print(
@@ -150,6 +164,20 @@ def claim(folder: Folder, recipe: Recipe, run: Run) -> None:
     folder.delete("writable")
 
 
+def claim_data(folder: Folder, files: str, found: Survey) -> None:
+    """Refuses to go on with other data under the same name: what is kept by sample would be of others."""
+    if not folder.exists("run.json"):
+        return
+    before = json.loads(folder.read("run.json"))["found"]
+    for name, now in (("fingerprint", files), ("labels", labels.digest(found.usable, found.label))):
+        if before.get(name, now) != now:
+            what = "files" if name == "fingerprint" else "labels or broken rows"
+            raise UserError(
+                f"the run at {folder.path} began with other data: the {what} under the same path have changed; give "
+                "the data it began with, or another --run.name"
+            )
+
+
 def different(a: Any, b: Any, prefix: str = "") -> list[str]:
     """Dotted names at which two nested dicts differ."""
     if isinstance(a, dict) and isinstance(b, dict):
@@ -184,13 +212,22 @@ def check_build(recipe: Recipe, facts: Facts, folder: Folder) -> dict[str, Any] 
 
 
 def write_settings(
-    folder: Folder, recipe: Recipe, run: Run, name: str, facts: Facts, found: Survey, taken: dict[str, Any] | None
+    folder: Folder,
+    recipe: Recipe,
+    run: Run,
+    name: str,
+    facts: Facts,
+    source: Source,
+    found: Survey,
+    taken: dict[str, Any] | None,
 ) -> None:
     data = {
         "samples": len(found.usable),
         "broken": [dataclasses.asdict(bad) for bad in found.bad],
         "rows": facts.samples,
         "classes": facts.classes,
+        "fingerprint": fingerprint(source),
+        "labels": labels.digest(found.usable, found.label),
     }
     if taken is None:  # a run that goes on began from what it took then
         taken = json.loads(folder.read("run.json")).get("started_from") if folder.exists("run.json") else None

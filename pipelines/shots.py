@@ -242,15 +242,12 @@ def elsewhere(ready: "Ready") -> "Ready":
     if not (chosen.train and chosen.test):
         raise UserError("transfer is to other data: give --transfer.train and --transfer.test")
     other = dataclasses.replace(
-        data,
+        data.clean(),
         train=chosen.train,
         test=chosen.test,
         image=chosen.image,
         label=chosen.label,
         limit=None,
-        order="shuffle",
-        noise=0.0,
-        noise_file="",
         permuted=False,
     )
     return dataclasses.replace(ready, options=dataclasses.replace(ready.options, data=other, groups=""))
@@ -382,14 +379,7 @@ def written(ready: "Ready", rows: Tensor, storage: Folder) -> Data:
             _write(folder, files, pa.table([images, labels], schema=schema))
         folder.write("whole.json", json.dumps({"of": data.train, "index": rows.tolist()}).encode())
     return dataclasses.replace(
-        data,
-        train=f"{folder.uri}/labelled-*.parquet",
-        image="image",
-        label="label",
-        limit=None,
-        order="shuffle",
-        noise=0.0,
-        noise_file="",
+        data.clean(), train=f"{folder.uri}/labelled-*.parquet", image="image", label="label", limit=None
     )
 
 

@@ -271,7 +271,7 @@ def derived(
     return dataclasses.replace(
         base,
         method=config,
-        data=dataclasses.replace(options.data, order="shuffle", noise=0.0, noise_file=""),
+        data=options.data.clean(),
         views=dict(views),
         optimizers={"model": chosen.optimizer},
         epochs=chosen.epochs,

@@ -288,6 +288,8 @@ def test_all_merged_or_all_split_is_held() -> None:
     found = step(labels, spread, prototypes=2, held_above=0.75)
     assert torch.equal(found.labels, labels) is bool(found.held[1])
     assert found.held.tolist() == [False, True]  # 7 of 9 would be alone
+    found = step(hierarchy([0, 1, 2, 3]), x, held_above=0.99)  # all were alone, and would be in one: degenerate anew
+    assert found.held.tolist() == [False, True] and len(found.labels[1].unique()) == 4
 
 
 @settings(max_examples=15, deadline=None)

@@ -179,6 +179,26 @@ def test_statistics_twin() -> None:
 # --------------------------------------------------------------------------------------- properties
 
 
+def test_residuals_are_of_projections_or_of_their_directions() -> None:
+    """(3, 4) - (0, 2), and (.6, .8) - (0, 1)."""
+    one, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+    assert build().residual(one, other).tolist() == [[3.0, 2.0]]
+    unit_length = build(normalize_residual=True)
+    torch.testing.assert_close(unit_length.residual(one, other), torch.tensor([[0.6, -0.2]]))
+    losses = [method(batch_of(), CLOCK, "model").log for method in (build(), unit_length)]
+    assert all(losses[0][term] != losses[1][term] for term in ("r2s", "r3s", "pl", "rotation_pl"))
+
+
+def test_a_view_may_end_with_further_operations() -> None:
+    """Its parameters begin with those that are predicted."""
+    views = {"online": ((3, 8, 8), len(PARAMETERS) + 10), "target": ((3, 8, 8), len(PARAMETERS))}
+    batch = batch_of()
+    more = torch.full((len(batch["index"]), 10), 7.0)
+    longer = {**batch, "online.parameters": torch.cat([batch["online.parameters"], more], 1)}
+    found = build(facts=Facts(100, None, views))(longer, CLOCK, "model").log
+    assert all(torch.equal(value, found[name]) for name, value in build()(batch, CLOCK, "model").log.items())
+
+
 @every_normalization
 def test_without_residual_it_is_the_similarity(normalize: Normalize) -> None:
     """alpha = 0: equal to the bit, whatever the residual; normalized it is BYOL's loss, and 2 + 2 times SimSiam's."""

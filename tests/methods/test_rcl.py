@@ -272,6 +272,20 @@ def test_a_state_dict_resumes_to_the_bit() -> None:
     assert not torch.equal(state["bank.labels"], first.bank.labels)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"clustering": "kmean"}, "method.clustering is one of online, kmeans, dbscan, nearest, got kmean"),
+        ({"similarity": "center"}, "method.similarity is one of centre"),
+        ({"radius_is": "quantil"}, "method.radius_is is one of distance, quantile"),
+        ({"radius_is": "quantile", "radius": 0.8, "radius_step": 0.3}, "at most 1 at every level, got 1.1"),
+    ],
+)
+def test_options_that_are_none(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Config(**options)
+
+
 def test_an_index_outside_is_refused() -> None:
     method = build()
     batch = batch_at(0)

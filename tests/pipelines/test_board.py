@@ -28,3 +28,14 @@ def test_the_first_failure_stays_and_lines_are_read_once() -> None:
     assert board.failure() == "first"
     assert board.read() == ({}, ["a line"])
     assert board.read() == ({}, [])
+
+
+def test_what_was_known_at_the_end_of_each_epoch() -> None:
+    board = Board()
+    board.say({"step": 8, "loss": 2.0})
+    board.say({"step": 10, "epoch": 1, "features/feature_std": 0.5})
+    board.say({"step": 15, "loss": 1.0})
+    assert board.epochs() == [{"step": 10, "loss": 2.0, "epoch": 1, "features/feature_std": 0.5}]
+    assert board.epochs() == []
+    board.say({"step": 20, "epoch": 2})
+    assert [(line["epoch"], line["loss"]) for line in board.epochs()] == [(2, 1.0)]

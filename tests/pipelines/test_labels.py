@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import UserError
-from pipelines.labels import Balance, balanced, uniform_noise, validating
+from pipelines.labels import Balance, balanced, digest, too_rare, uniform_noise, validating
 
 fast = settings(max_examples=60, deadline=None)
 
@@ -119,3 +119,21 @@ def test_what_validates_is_never_trained_on(
 def test_a_class_without_what_validates() -> None:
     with pytest.raises(UserError, match="leaves a class without an image that validates"):
         balanced(some([40, 2]), torch.arange(42), Balance(2, 0.2), 4, 0, 0)
+
+
+def test_classes_that_are_too_rare_are_named() -> None:
+    """40, 40 and 7 samples; of class 1 half become others, so that 20 are left, and with a ratio of .7 six of them."""
+    label = some([40, 40, 7])
+    usable = torch.arange(87).numpy()
+    assert too_rare(Balance(8), label.numpy(), usable, None) == [2]
+    assert not (label[balanced(label, torch.arange(87), Balance(8), 16, 0, 0)] == 2).any()
+    assert too_rare(Balance(4), label.numpy(), usable, None) == too_rare(None, label.numpy(), usable, None) == []
+    fewer = torch.where((label == 1) & (torch.arange(87) % 2 == 0), 0, label)
+    ones = int((fewer == 1).sum())
+    assert too_rare(Balance(8, 0.7), label.numpy(), usable, fewer) == ([1, 2] if ones - round(0.7 * ones) < 7 else [2])
+
+
+def test_a_digest_is_of_rows_and_labels() -> None:
+    usable, label = torch.arange(6).numpy(), torch.tensor([0, 1, 2, 0, 1, 2]).numpy()
+    assert digest(usable, label) == digest(usable.copy(), label.copy())
+    assert len({digest(usable, label), digest(usable + 1, label), digest(usable, label[::-1])}) == 3

@@ -2,9 +2,12 @@
 
 import math
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from methods.backbones import Backbone
@@ -13,7 +16,7 @@ from methods.optim import Optimizer
 from methods.views import View
 from pipelines.errors import UserError
 from pipelines.feed import ResidentFeed, Share
-from pipelines.loop import Meter, NotFinite, Training, train
+from pipelines.loop import Meter, NotFinite, Training, embed, train
 
 
 class Toy(Method):
@@ -164,3 +167,30 @@ def test_before_epoch_gets_the_features_of_the_training_set() -> None:
     train(it, feed())
     features, index = got[0]
     assert features.shape == (32, 48) and sorted(index.tolist()) == sorted(set(index.tolist()))
+
+
+def embedded(rank: int, folder: str) -> None:
+    """Each rank's batch norm has seen other data: rank 0's mean is 0, rank 1's 5."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    method = Toy()
+    norm = nn.BatchNorm1d(48, affine=False)
+    norm.running_mean = torch.full((48,), 5.0 * rank)
+    method.backbone = Backbone(nn.Sequential(nn.Flatten(), norm), 48, (0.5,) * 3, (0.5,) * 3)
+    images = torch.arange(8 * 48, dtype=torch.uint8).view(8, 3, 4, 4)
+    feed = ResidentFeed(
+        images, torch.arange(8), None, {"image": View("image", 4, crop=0.0, flip=0.0)}, seed=0, share=Share(4, rank, 2)
+    )
+    torch.save(embed(method, feed, 0), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_features_of_all_ranks_are_of_one_network(tmp_path: Path) -> None:
+    """As after a restart, when every rank has the running statistics of the checkpoint, rank 0's."""
+    mp.spawn(embedded, args=(str(tmp_path),), nprocs=2)
+    (features, index), other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(features, other[0]) and torch.equal(index, other[1])
+    images = torch.arange(8 * 48, dtype=torch.uint8).view(8, 3, 4, 4)
+    network = Backbone(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(48, affine=False)), 48, (0.5,) * 3, (0.5,) * 3).eval()
+    torch.testing.assert_close(features, network(images)[index])
+    assert sorted(index.tolist()) == list(range(8))

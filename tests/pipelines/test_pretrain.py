@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +21,10 @@ from methods import artifacts, autoencoder, sce
 from methods.method import Facts
 from methods.optim import Optimizer
 from methods.views import View, strong, weak
+from pipelines import labels
 from pipelines.errors import UserError
-from pipelines.pretrain import pretrain
+from pipelines.feed import Survey
+from pipelines.pretrain import claim_data, pretrain
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import Data
 from pipelines.storage import Checkpoints, open_folder
@@ -326,3 +329,19 @@ def test_start_from_takes_the_backbone_and_refuses_what_does_not_fit(
         pretrain(begun.with_(start_from=str(tmp_path / "nothing")), run(tmp_path, "x"), "test")
     with pytest.raises(UserError, match=r"resnet20, does not fit mobilenet_v3_large: give --backbone resnet20"):
         pretrain(begun.with_(backbone="mobilenet_v3_large"), run(tmp_path, "y"), "test")
+
+
+def test_other_data_under_the_same_path_are_refused(tmp_path: Path) -> None:
+    folder = open_folder(str(tmp_path))
+    found = Survey(np.arange(4), np.array([0, 1, 0, 1]), [], [])
+    claim_data(folder, "abc", found)  # a new run
+    kept = {"fingerprint": "abc", "labels": labels.digest(found.usable, found.label)}
+    folder.write("run.json", json.dumps({"found": kept}).encode())
+    claim_data(folder, "abc", found)
+    with pytest.raises(UserError, match="the files under the same path have changed"):
+        claim_data(folder, "abd", found)
+    for changed in (found._replace(usable=np.arange(1, 5)), found._replace(label=np.array([1, 0, 0, 1]))):
+        with pytest.raises(UserError, match="the labels or broken rows under the same path have changed"):
+            claim_data(folder, "abc", changed)
+    folder.write("run.json", b'{"found": {"samples": 4}}')  # of a version that kept neither
+    claim_data(folder, "abd", found)

@@ -45,6 +45,8 @@ def test_imagenet_is_the_papers() -> None:
         "hidden": 2048,
         "dim": 256,
         "predictor_hidden": 4096,
+        "momentum": 0.99,
+        "momentum_end": 1.0,
         "warmup_epochs": 10,
         "radius_is": "distance",
         "min_samples": 4,

@@ -20,7 +20,18 @@ from torchvision.transforms.v2 import functional as tv
 
 from pipelines import sources
 from pipelines.errors import UserError
-from pipelines.sources import Bad, Data, Source, check_bad, check_classes, decode, load, open_source, selected
+from pipelines.sources import (
+    Bad,
+    Data,
+    Source,
+    check_bad,
+    check_classes,
+    decode,
+    fingerprint,
+    load,
+    open_source,
+    selected,
+)
 
 DATA = Path(os.environ.get("RAYSSL_DATA", "/nonexistent"))
 
@@ -232,6 +243,25 @@ def test_only_the_rows_asked_for(tmp_path):
     assert got.index.tolist() == got.label.tolist() == got.image[:, 1, 2, 3].tolist() == [5, 7]
     names = source.read(source.groups[1], np.array([1, 3])).names
     assert [Path(name).name for name in names] == ["a.parquet:5", "a.parquet:7"]
+
+
+def test_a_fingerprint_is_of_names_sizes_and_rows(tmp_path):
+    images = [encoded(photo(seed=i)) for i in range(6)]
+    parquet(tmp_path / "a.parquet", images)
+    before = fingerprint(open_source(str(tmp_path / "a.parquet"), Data()))
+    assert fingerprint(open_source(str(tmp_path / "a.parquet"), Data())) == before
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
+    assert fingerprint(open_source(f"{other}/*.parquet", Data())) == before  # a copy of the same name
+    parquet(other / "a.parquet", [*images[:5], encoded(photo(seed=9), "JPEG")])
+    assert fingerprint(open_source(f"{other}/*.parquet", Data())) != before
+
+
+def test_clean_data_are_in_plain_order_with_true_labels():
+    noisy = Data(train="x", size=64, order="balanced", validation_ratio=0.2, noise=0.5, limit=7)
+    assert noisy.clean() == Data(train="x", size=64, limit=7)
+    assert replace(noisy, noise=0.0, noise_file="labels.npy").clean() == noisy.clean()
 
 
 @pytest.mark.parametrize("where", ["a.parquet", "", "*.parquet"])
