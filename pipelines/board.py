@@ -28,7 +28,7 @@ class Board:
         self._epochs: list[dict[str, Any]] = []
 
     def say(self, now: dict[str, Any]) -> None:
-        """`step`, and whatever else is new: `loss` and `speed`, or what an epoch's end has shown."""
+        """`step`, and whatever else is new: `loss` and `images_per_second`, or what an epoch's end has shown."""
         self._now = self._now | now
         if now["step"] > self._furthest:
             self._furthest = now["step"]
@@ -99,7 +99,7 @@ def shown(board: Any, epochs: int, steps: int) -> Iterator[None]:
                         completed=now["step"],
                         epoch=min(now["step"] // steps + 1, epochs),
                         loss=f"{now['loss']:.4f}",
-                        speed=f"{now['speed']:,.0f}",
+                        speed=f"{now['images_per_second']:,.0f}",
                     )
 
         thread = threading.Thread(target=follow, daemon=True)

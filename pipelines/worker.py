@@ -281,8 +281,8 @@ class Recorder:
         for name, value in values.items():
             self.board.add_scalar(f"train/{name}", value, step)
         loss = next(value for name, value in values.items() if name.startswith("loss"))
-        speed, waiting = values["images_per_second"], values["waiting_for_data"]
-        self.task.board.say.remote({"step": step, "loss": loss, "speed": speed, "waiting": waiting})
+        told = {name: values[name] for name in ("images_per_second", "waiting_for_data")}
+        self.task.board.say.remote({"step": step, "loss": loss, **told})
 
     def epoch(self, clock: Clock, batch: Batch) -> bool:
         """Monitors of the backbone, and the online kNN where it is due. True: it has collapsed, and is to stop."""
