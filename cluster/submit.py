@@ -202,7 +202,8 @@ def connected(address: str, *, any_version: bool = False, ca: str = "") -> Itera
             raise UserError(f"what answers at {address} is not a Ray dashboard: check the port") from error
         if not text.startswith("Request failed"):
             raise
-        line = text.strip().splitlines()[-1 if "Traceback" in text else 0]  # the server's traceback ends with the error
+        lines = [line for line in text.splitlines() if re.search(r"\w", line)]  # the last one is a full stop
+        line = lines[-1 if "Traceback" in text else 0]  # the server's traceback ends with the error
         raise UserError(f"the cluster refuses: {line.rpartition('status code ')[2]}") from error
 
 

@@ -1,6 +1,7 @@
 """On a real head, in processes of its own: token authentication, the job's log, exit codes, a token that is wrong."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "fedcba9876543210fedcba9876543210"
+TOKEN = secrets.token_hex(16)  # not written here: a file that holds the cluster's token is not sent
 
 
 @dataclass(frozen=True)
