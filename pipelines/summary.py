@@ -8,6 +8,8 @@ from pipelines.place import Place
 
 MUCH = 0.3
 """Share of the time from which something is said of it."""
+SHORT = 300.0
+"""Seconds. The start of a shorter run may take much of it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,6 @@ def told(it: Spent, place: Place, noun: str) -> list[str]:
         else:
             remedy = "add CPUs for the data stages, or decode once for all: python -m pipelines data frames"
         lines.append(f"data is the limit: {remedy}")
-    elif it.rest > MUCH * it.total and it.total > 60:
+    elif it.rest > MUCH * it.total and it.total > SHORT:
         lines.append("much is not training: longer epochs, or fewer checkpoints (--run.checkpoint-epochs)")
     return lines

@@ -38,5 +38,6 @@ def test_what_is_told() -> None:
     ):
         _, advice = told(starved, place, noun)
         assert advice.startswith("data is the limit") and remedy in advice
-    assert "--run.checkpoint-epochs" in told(replace(even, stepping=40.0), PLACE, "images")[1]
-    assert len(told(replace(even, stepping=40.0, waiting=10.0, total=55.0), PLACE, "images")) == 1
+    long = Spent(total=1000.0, stepping=500.0, waiting=100.0, samples=4000)
+    assert "--run.checkpoint-epochs" in told(long, PLACE, "images")[1]
+    assert len(told(replace(even, stepping=40.0), PLACE, "images")) == 1  # of a short run the start is much
