@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -218,6 +218,7 @@ def test_the_identity_is_aligned(normalize: Normalize) -> None:
     assert (loss > 0.1) if normalize == "before" else (loss.item() == pytest.approx(0, abs=1e-12))
 
 
+@settings(deadline=None)
 @given(alpha=st.floats(0, 1), seed=st.integers(0, 100), size=st.floats(0.01, 100))
 def test_bounds_and_lengths(alpha: float, seed: int, size: float) -> None:
     p, g, z = vectors((6, 5), (6, 5), (6, 5), seed=seed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 import tyro
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from scipy import stats
@@ -110,6 +110,7 @@ def test_times_at_the_edges_and_in_short_takes(frame: int, frames: int, allowed:
     assert is_uniform(found, allowed)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 400), st.data())
 def test_other_time_is_a_choice_among_what_is_allowed(frames: int, data: st.DataObject) -> None:
     """All evenly spaced u find all allowed t2, by a naive list of them, equally often."""

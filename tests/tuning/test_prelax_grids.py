@@ -162,7 +162,8 @@ def test_a_row_sets_its_terms_and_nothing_else(name: str, cell: Cell) -> None:
     assert recipe.method.margin == (0.5 if cell[0] == "simsiam+margin-loss" else 0.0)
     assert recipe.method.rotation_augmentation == (cell[0] == "simsiam+rotation-aug")
     assert recipe.with_(method=base.method) == base
-    same = ("base", "simsiam", "byol", "r2s_alpha", "r3s_alpha", "reverse_residual", "normalize", "scale", "head")
+    same = ("base", "simsiam", "byol", "r2s_alpha", "r3s_alpha", "reverse_residual", "normalize", "head")
+    assert recipe.method.scale == (1.0 if cell[0] == "rotation" else base.method.scale)  # alone, not a term of Eq. 20
     assert {field: getattr(recipe.method, field) for field in same} == {
         field: getattr(base.method, field) for field in same
     }
