@@ -217,10 +217,11 @@ class Sizes(NamedTuple):
         return torch.maximum(self.largest, self.alone) > held_above
 
 
-def sizes(labels: Tensor) -> Sizes:
-    """Of clusters named by their samples, (H, N)."""
-    size = torch.zeros_like(labels).scatter_add_(1, labels, torch.ones_like(labels))
-    samples = labels.shape[1]
+def sizes(labels: Tensor, counted: Tensor | None = None) -> Sizes:
+    """Of clusters named by their samples, (H, N). `counted`: bool (N,), the samples that are there; None: all."""
+    present = labels.new_ones(labels.shape[1]) if counted is None else counted.to(labels.dtype)
+    size = torch.zeros_like(labels).scatter_add_(1, labels, present.expand_as(labels))
+    samples = present.sum()
     return Sizes((size > 0).sum(1).float(), size.amax(1) / samples, (size == 1).sum(1) / samples)
 
 
@@ -332,6 +333,7 @@ def refine(
     cutoff: float = 0.5,
     alpha: float = 0.9,
     held_above: float = 0.99,
+    counted: Tensor | None = None,
 ) -> Refined:
     """One iteration of cluster split and merge, from level 2 up (section 4.3). No host-device sync; O(H (N + n^2)).
 
@@ -345,6 +347,7 @@ def refine(
         similarity: how units go to prototypes, and clusters to one another: by their centres, or label propagation.
         cutoff, alpha: of the density, and of label propagation.
         held_above: a share of the samples, see above.
+        counted: bool (N,), of which samples; None: of all.
     """
     count, levels = labels.shape[1], len(labels)
     x = F.normalize(features.float(), dim=1)
@@ -405,7 +408,7 @@ def refine(
         of_unit = identity.scatter(0, now[-1], old).scatter(0, unit, piece)
         of_piece = identity.scatter(0, piece, piece[into[p]])
         new = canonical(of_piece[of_unit[now[-1]]], len(identity))
-        before, after = (sizes(each[None]) for each in (old, new))
+        before, after = (sizes(each[None], counted) for each in (old, new))
         stays = ((after.largest > held_above) & (before.largest <= held_above))[0]
         stays |= ((after.alone > held_above) & (before.alone <= held_above))[0]
         now.append(torch.where(stays, old, new))
@@ -428,6 +431,8 @@ class Bank(nn.Module):
     """
 
     labels: Tensor
+    counted: Tensor
+    """bool (N,): whose labels were found; of a dataset of which a run takes a part, no others."""
     started: Tensor
     held: Tensor
     conformity: Tensor
@@ -436,6 +441,7 @@ class Bank(nn.Module):
         super().__init__()
         self.held_above = held_above
         self.register_buffer("labels", torch.arange(samples).repeat(levels, 1))
+        self.register_buffer("counted", torch.ones(samples, dtype=torch.bool))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.register_buffer("held", torch.zeros(levels, dtype=torch.int64))
         self.register_buffer("conformity", torch.ones(()))
@@ -474,7 +480,9 @@ class Bank(nn.Module):
         whole = (ids + torch.arange(samples, device=raw.device)).repeat(len(raw), 1)  # alone
         whole[:, index] = torch.where(raw < 0, whole[:, index], raw)
         labels, conformity = nested(whole)
-        bad = sizes(labels).degenerate(self.held_above)
+        self.counted.fill_(False)
+        self.counted[index] = True
+        bad = sizes(labels, self.counted).degenerate(self.held_above)
         bad[0] = False
         if bool(self.started) and bool(bad.any()):
             self.held += bad

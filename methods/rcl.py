@@ -267,6 +267,7 @@ class RCL(Method):
                     cutoff=c.cutoff,
                     alpha=c.propagation,
                     held_above=c.held_above,
+                    counted=bank.counted,
                 )
             bank.labels.copy_(torch.where(bank.started, new.labels, bank.labels))
             bank.held += new.held & bank.started
@@ -276,7 +277,7 @@ class RCL(Method):
                 log[f"merged.{h}"] = new.merged[h - 1].float() * bank.started
         if c.levels > 1:
             log["conformity"] = bank.conformity.clone()
-            for name, values in sizes(bank.labels)._asdict().items():
+            for name, values in sizes(bank.labels, bank.counted)._asdict().items():
                 log |= {f"{name}.{h}": values[h - 1] for h in range(2, c.levels + 1)}
         return log
 

@@ -376,3 +376,16 @@ def test_clusters_that_are_one_or_all_alone_are_held() -> None:
     bank.replace(torch.tensor([[0, 1, 1, 2], [0, 1, 1, 1]]), index)
     assert bank.labels.tolist() == [alone, [0, 1, 1, 3], [0, 1, 1, 1]]
     assert np.isclose(float(bank.conformity), 1)
+
+
+def test_shares_are_of_the_samples_that_a_run_takes() -> None:
+    """8 of 1,000 rows, in two clusters of 6 and 2: the 992 others are alone, and are no reason to hold anything."""
+    bank = Bank(1000, 2)
+    index = torch.arange(0, 800, 100)
+    bank.replace(torch.tensor([[0] * 6 + [1] * 2]), index)
+    assert bank.started and bank.held.tolist() == [0, 0]
+    found = sizes(bank.labels, bank.counted)
+    assert found.clusters.tolist() == [8, 2] and found.largest.tolist() == [0.125, 0.75]
+    assert found.alone.tolist() == [1, 0]
+    held = refine(bank.labels, around([0] * 8), index, prototypes=2, sigma=0.9, held_above=0.99, counted=bank.counted)
+    assert held.held.tolist() == [False, True] and torch.equal(held.labels, bank.labels)  # all would be in one

@@ -214,7 +214,7 @@ def test_labels_begin_after_the_warm_up_move_and_are_used() -> None:
     assert 0 < last["retrieved"] < 1
     assert last["positive.1"] <= last["positive.2"] <= last["positive.3"] <= 1
     torch.testing.assert_close(last["positive.1"], 1 - last["retrieved"])  # at level 1 others are negative
-    now = sizes(method.bank.labels)
+    now = sizes(method.bank.labels, method.bank.counted)
     assert last["clusters.2"] == now.clusters[1] and last["largest.3"] == now.largest[2]
 
 
