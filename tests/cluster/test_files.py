@@ -496,6 +496,8 @@ def test_nothing_secret_and_nothing_of_one_machine(path: Path) -> None:
         r"\b[0-9a-f]{32,}\b",
         r"(?i)(password|secret|token|key)\s*[:=]\s*['\"]?(?=[\w/+-]*\d)[\w/+-]{16,}",
         r"kind: Secret",
-        r"/work/|/root/",
     ):
         assert not re.search(secret, text), secret
+    tops = set(re.findall(r"(?<![\w.:/~}*$\])-])/[A-Za-z]\w*(?=/)", text))
+    assert tops <= {"/bin", "/dev", "/home", "/mnt", "/shared", "/tmp"}, tops
+    assert set(re.findall(r"/home/\w+", text)) <= {"/home/ray"}  # the image's user

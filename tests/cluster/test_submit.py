@@ -335,7 +335,7 @@ class Dashboard:
     async def post(self, request: web.Request) -> web.Response:
         asked = await request.json()
         if asked["submission_id"] == self.submitted.get("submission_id"):
-            text = f"Traceback (most recent call last):\nValueError: Job {asked['submission_id']} already exists."
+            text = f"Traceback (most recent call last):\nValueError: Job {asked['submission_id']} already exists.\n"
             return web.Response(status=400, text=text)
         self.submitted = asked
         return web.json_response({"job_id": asked["submission_id"], "submission_id": asked["submission_id"]})
@@ -378,6 +378,10 @@ class Dashboard:
             request.transport.abort()
         while (broken == "silence" or (self.endless and not broken)) and request.transport is not None:
             await asyncio.sleep(0.02)
+            since = "".join(self.log)[len(log) :]
+            if since and not broken:
+                await socket.send_str(since)
+                log += since
         return socket
 
     async def stop(self, request: web.Request) -> web.Response:
@@ -667,7 +671,8 @@ def test_first_ctrl_c_tells_and_the_second_stops(dashboard: Dashboard, project: 
         process.send_signal(signal.SIGINT)
         until(lambda: "A second Ctrl-C stops the job" in (tmp_path / "err").read_text())
         assert f"logs mine --address {dashboard.url} --follow" in (tmp_path / "err").read_text()
-        time.sleep(0.2)
+        dashboard.log.append("epoch 2\n")
+        until(lambda: (tmp_path / "out").read_text() == "".join(dashboard.log))  # it is still followed
         assert process.poll() is None and dashboard.stops == 0
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
