@@ -152,7 +152,8 @@ def dbscan(pairs: Tensor, distances: Tensor, samples: int, radius: float, min_sa
 
 def radius_at(pairs: Tensor, distances: Tensor, share: float, min_samples: int) -> float:
     """The radius at which that share of the samples are cores: a quantile of the distances to the neighbour that
-    makes a sample one. `pairs` were found at an infinite radius."""
+    makes a sample one. `pairs` were found at an infinite radius; samples of which fewer neighbours were found, as in a
+    search of few cells, don't count."""
     row = pairs[0]
     position = torch.arange(len(row), device=row.device) - torch.searchsorted(row, row)  # within the row
     kth = distances[position == min_samples - 2].sort().values
@@ -348,6 +349,15 @@ def refine(
         cutoff, alpha: of the density, and of label propagation.
         held_above: a share of the samples, see above.
         counted: bool (N,), of which samples; None: of all.
+
+    Of six samples in one cluster of level 2, three look east and three north: it is split between them, and the two
+    pieces are too far apart to be merged again.
+
+    >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0], [-0.1, 1.0]])
+    >>> one = torch.zeros(6, dtype=torch.int64)
+    >>> labels = torch.stack([torch.arange(6), one])
+    >>> refine(labels, x, torch.arange(6), prototypes=2, sigma=0.8).labels[1].tolist()
+    [0, 0, 0, 3, 3, 3]
     """
     count, levels = labels.shape[1], len(labels)
     x = F.normalize(features.float(), dim=1)
@@ -466,7 +476,7 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def replace(self, raw: Tensor, index: Tensor) -> None:
-        """Takes clusters found level by level, made a hierarchy; rank 0's are everybody's.
+        """Takes clusters found level by level, made a hierarchy.
 
         Where a level would be degenerate, all levels stay as they are, if ever there was a better clustering;
         otherwise that level is as the one below it. Until one level is better than that, `started` stays False.
@@ -494,6 +504,9 @@ class Bank(nn.Module):
             self.labels.copy_(labels)
             self.conformity.copy_(conformity)
             self.started.copy_(~bad[1:].all())
+
+    def share(self) -> None:
+        """Rank 0's labels become everybody's."""
         if world_size() > 1:
             for buffer in self.buffers():
                 dist.broadcast(buffer, 0)

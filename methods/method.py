@@ -35,6 +35,10 @@ class Clock:
     seed: int
 
 
+class Advice(UserWarning):
+    """What who runs the method should know, by `warnings.warn`: the run's own output shows it."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a method may know of the data before it sees any."""

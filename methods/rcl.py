@@ -35,6 +35,7 @@ Legend: B batch, D projection, K queue, H levels, N samples.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -45,8 +46,8 @@ from torch import Tensor, nn
 
 from methods.backbones import Backbone
 from methods.clusters import Bank, Similarity, dbscan, kmeans, neighbours, radius_at, refine, sizes
-from methods.method import Batch, Clock, Facts, Method, Step
-from methods.parts import Queue, Teacher, draw, mlp, momentum_at, world_size
+from methods.method import Advice, Batch, Clock, Facts, Method, Step
+from methods.parts import Queue, Teacher, draw, mlp, momentum_at, rank, world_size
 
 Clustering = Literal["online", "kmeans", "dbscan", "nearest"]
 RadiusIs = Literal["distance", "quantile"]
@@ -283,14 +284,34 @@ class RCL(Method):
 
     def before_epoch(self, clock: Clock, features: Callable[[], tuple[Tensor, Tensor]]) -> None:
         c = self.config
-        if c.levels == 1 or c.clustering == "nearest" or clock.epoch < c.warmup_epochs:
+        if c.levels == 1 or c.clustering == "nearest":
+            return
+        if clock.epoch == 0 and clock.total_steps <= c.warmup_epochs * clock.steps_per_epoch:
+            epochs = clock.total_steps // clock.steps_per_epoch
+            warnings.warn(
+                f"this run never has clusters and is InfoNCE: its {epochs} epochs are within the warm-up of "
+                f"{c.warmup_epochs}. Give --method.warmup-epochs below {epochs}, or more --epochs",
+                Advice,
+                stacklevel=1,
+            )
+        if clock.epoch < c.warmup_epochs:
             return
         if c.clustering == "online" and bool(self.bank.started):
             return
         x, index = features()
         self.bank.check(index)
         index, order = index.sort()  # the clusters do not depend on the order of the epoch
-        self.bank.replace(self.found(F.normalize(x.float()[order], dim=1), clock), index)
+        if rank() == 0:  # which is waited for
+            self.bank.replace(self.found(F.normalize(x.float()[order], dim=1), clock), index)
+        self.bank.share()
+        if not bool(self.bank.started) and clock.epoch == c.warmup_epochs:
+            warnings.warn(
+                "no clusters were found: at each level nearly all samples are alone, or all in one cluster. Until "
+                "there are some this run is InfoNCE. Alone: raise --method.radius; in one: lower it; or lengthen "
+                "--method.warmup-epochs",
+                Advice,
+                stacklevel=1,
+            )
 
     def found(self, x: Tensor, clock: Clock) -> Tensor:
         """Clusters of normalized features (N, D), each level by itself: int64 (H - 1, N), noise -1."""

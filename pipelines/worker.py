@@ -2,6 +2,8 @@
 
 import json
 import tempfile
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torchvision.utils import make_grid
 
 import pipelines.recipe as recipes
 from methods.backbones import channels_last
-from methods.method import Batch, Clock, Facts, Method
+from methods.method import Advice, Batch, Clock, Facts, Method
 from methods.metrics.knn import knn
 from methods.parts import evaluating, set_batch_norm
 from pipelines.errors import UserError
@@ -171,7 +173,9 @@ def rank_loop(task: Task) -> None:
     )
     if state is not None:
         training.load_state(state)
-    with Recorder(task, training, first=rank == 0) as recorder:
+    with Recorder(task, training, first=rank == 0) as recorder, warnings.catch_warnings():
+        warnings.showwarning = recorder.warned(warnings.showwarning)
+        warnings.simplefilter("always", Advice)
         for line in broken:
             recorder.note(f"[yellow]{line}[/]")
         if state is not None:
@@ -271,6 +275,17 @@ class Recorder:
     def note(self, line: str) -> None:
         if self.first:
             self.task.board.note.remote(line)
+
+    def warned(self, otherwise: Callable[..., None]) -> Callable[..., None]:
+        """What shows a warning: a method's advice is a note, others are shown as before."""
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, Advice):
+                self.note(f"[yellow]{message}[/]")
+            else:
+                otherwise(message, category, *where)
+
+        return show
 
     def log(self, clock: Clock, values: dict[str, float]) -> None:
         if not self.first:

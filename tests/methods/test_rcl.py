@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from methods.backbones import Backbone
 from methods.clusters import preserved, sizes
-from methods.method import Clock, Facts, Step
+from methods.method import Advice, Clock, Facts, Step
 from methods.moco import info_nce
 from methods.parts import set_batch_norm
 from methods.rcl import RCL, Config, relative_contrastive_loss, retrieve
@@ -239,6 +240,20 @@ def test_options_train(options: dict[str, Any]) -> None:
     if options.get("clustering") in ("kmeans", "dbscan"):
         assert method.bank.started
         assert "split.2" not in steps[-1].log
+
+
+def test_what_never_has_clusters_is_said() -> None:
+    method = build()
+    features = lambda: (torch.eye(60), torch.arange(60))  # noqa: E731
+    with pytest.warns(Advice, match="this run never has clusters and is InfoNCE: its 1 epochs are within"):
+        method.before_epoch(Clock(0, STEPS, STEPS, 0, 0), features)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.before_epoch(clock_at(0), features)
+    alone = build(radius_is="distance", radius=0.01)  # of features at right angles
+    with pytest.warns(Advice, match="no clusters were found"):
+        alone.before_epoch(clock_at(STEPS), features)
+    assert not alone.bank.started
 
 
 def test_nearest_is_nnclr() -> None:
