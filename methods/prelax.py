@@ -24,7 +24,9 @@ Standardized: less the mean and over the deviation of all samples seen so far, o
 are buffers, as a method knows its views' shapes and not their distributions. What never varies is 0.
 
 Where the printed text is silent, ours:
-- heads H are linear, or have hidden layers with batch norm (`head`); they read r itself, as in Eq. 5 and 18;
+- heads H have a hidden layer of 512 with batch norm (`head`), as SimSiam's predictor; they read r itself, as in Eq. 5
+  and 18. Linear ones diverge: r has 2048 features of variance up to 2, and at SimSiam's rate (.06, gamma .1) the
+  squared error grew without end within ten steps;
 - L2 normalization within Eq. 4 (`normalize`); residuals are of projections as they are, though "typically projected to
   a unit spherical ball" (section 3.1) may be read of them too (`normalize_residual`);
 - each of x1, x2, x3 and each residual passes through the networks as a batch of its own;
@@ -142,8 +144,8 @@ class Config:
     """Parameters of t1 that PL predicts."""
     pl_reduction: Reduction = "sum"
     """Of PL over the parameters of either kind: `sum` is Eq. 5, `mean` the "mean square error" of its text."""
-    head: tuple[int, ...] = ()
-    """Widths of the hidden layers of H, each with batch norm and ReLU; empty: linear."""
+    head: tuple[int, ...] = (512,)
+    """Widths of the hidden layers of H, each with batch norm and ReLU; empty: linear, for lower rates."""
     scale: float = 1.0
     """Of the whole loss, above 0: 1 as printed; .25 gives "Sim" the gradient of SimSiam's own loss."""
 
