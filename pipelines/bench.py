@@ -44,7 +44,7 @@ from methods.parts import set_batch_norm
 from methods.views import View, strong, weak
 from pipelines.feed import Share, survey
 from pipelines.loop import Training, train
-from pipelines.place import cluster, placed, quiet
+from pipelines.place import cluster, placed, quiet, threads
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import Data, open_source, selected
 from pipelines.storage import open_folder
@@ -211,11 +211,11 @@ class Consumer:
     def __init__(self, tasks: Mapping[str, Any], rank: int) -> None:
         from pipelines.worker import make_feed
 
-        place = next(iter(tasks.values())).place
-        torch.set_num_threads(place.threads)
-        device = torch.device(place.device)
+        task = next(iter(tasks.values()))
+        torch.set_num_threads(threads(task.run, task.run.most))
+        device = torch.device(task.place.device)
         self.feeds = {
-            kind: make_feed(task, Share(task.recipe.batch_size, rank, task.run.workers), device)
+            kind: make_feed(task, Share(task.recipe.batch_size, rank, task.run.most), device)
             for kind, task in tasks.items()
         }
 

@@ -24,6 +24,8 @@ class Board:
         self._failure: str | None = None
         self._crashes: set[str] = set()
         self._furthest = 0
+        self._more: int | None = None
+        self._leaving = False
         self._lines: list[str] = []
         self._epochs: list[dict[str, Any]] = []
 
@@ -47,6 +49,25 @@ class Board:
         """What was known at the end of each epoch since the last call."""
         epochs, self._epochs = self._epochs, []
         return epochs
+
+    def furthest(self) -> int:
+        """The last step that was ever told of."""
+        return self._furthest
+
+    def grow(self, workers: int) -> None:
+        """There is room for so many."""
+        self._more = workers
+
+    def asked(self) -> bool:
+        """Whether the workers are to leave for a larger number of them; who asks, leaves."""
+        self._leaving = self._more is not None
+        return self._leaving
+
+    def grown(self) -> int | None:
+        """For how many workers those before have left; None where they had not."""
+        more, self._more = self._more if self._leaving else None, None
+        self._leaving = False
+        return more
 
     def fail(self, text: str) -> None:
         self._failure = self._failure or text

@@ -7,7 +7,7 @@ Legend: N usable samples, B global batch, W ranks, b = B / W share of a rank, S 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -51,6 +51,11 @@ class Share:
     @property
     def size(self) -> int:
         return self.batch_size // self.ranks
+
+    def lanes(self, count: int) -> "list[Share]":
+        """The shares of `count` ranks, a multiple of these, that together are this one."""
+        each = count // self.ranks
+        return [Share(self.batch_size, lane, count) for lane in range(self.rank * each, (self.rank + 1) * each)]
 
 
 def shuffled(seed: int, epoch: int, index: Tensor, name: str = "order") -> Tensor:
@@ -212,6 +217,7 @@ class StreamFeed:
         cpus: CPUs that this rank's data stages may take.
         task_cpus: CPUs of one data task.
         noisy: int64, labels by dataset index, which are learned in place of those that are read.
+        nodes: labels of the nodes where data tasks run. Empty: any.
     """
 
     def __init__(
@@ -229,6 +235,7 @@ class StreamFeed:
         task_cpus: float,
         device: torch.device | str = "cpu",
         noisy: Tensor | None = None,
+        nodes: Mapping[str, str] | None = None,
     ) -> None:
         self.source = source
         self.data = data
@@ -242,6 +249,7 @@ class StreamFeed:
         self.task_cpus = task_cpus
         self.device = torch.device(device)
         self.noisy = noisy
+        self.nodes = nodes
         self.steps = len(usable) // share.batch_size
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -290,9 +298,24 @@ class StreamFeed:
         stage = stage_of(self.source, self.data, self.views if self.views_on_data else {}, self.seed, epoch)
         dataset = piecewise(pieces, stage, task_cpus=self.task_cpus, most=self.rows_of_a_task(pieces))
         dataset.context.execution_options = ExecutionOptions(
-            preserve_order=True, resource_limits=ExecutionResources(cpu=self.cpus)
+            preserve_order=True,
+            resource_limits=ExecutionResources(cpu=self.cpus),
+            label_selector=dict(self.nodes) if self.nodes else None,
         )
         yield from blocks_of(dataset)
+
+
+class SideBySide:
+    """Several feeds as one: a batch is theirs one after the other. An elastic run has as many feeds as it may have
+    workers, each rank some of them, so that batches are the same with any number of workers."""
+
+    def __init__(self, feeds: Sequence[Feed]) -> None:
+        self.feeds = feeds
+        self.steps = feeds[0].steps
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for parts in zip(*(feed.batches(epoch, start) for feed in self.feeds), strict=True):
+            yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def stage_of(source: Source, data: Data, views: Views, seed: int, epoch: int) -> Stage:

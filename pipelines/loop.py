@@ -202,6 +202,7 @@ def train(
     on_epoch: Callable[[Clock, Batch], bool] = lambda clock, batch: False,
     on_first: Callable[[Batch], None] = lambda batch: None,
     checkpoint: Callable[[bool], None] = lambda end_of_epoch: None,
+    leaving: Callable[[], bool] = lambda: False,
     features: Callable[[], tuple[Tensor, Tensor]] | None = None,
 ) -> None:
     """From where `training` stands to its last epoch.
@@ -215,6 +216,7 @@ def train(
         on_first: gets the first batch.
         checkpoint: called at the end of each epoch (True) and each `checkpoint_steps` (False), on all ranks, once
             the steps before are known to be finite.
+        leaving: asked after each checkpoint. Where it says True, on any rank, all stop there.
         features: handed to the method's `before_epoch`.
 
     Raises:
@@ -243,9 +245,9 @@ def train(
                 rates = {f"lr.{turn}" if several else "lr": rate for turn, rate in training.rates.items()}
                 on_log(clock, values | rates | memory())
             if save:
-                stop = end and on_any_rank(on_epoch(training.clock(), batch), training.device)
+                stop = end and on_epoch(training.clock(), batch)
                 checkpoint(end)
-                if stop:
+                if on_any_rank(stop or leaving(), training.device):
                     return
 
 

@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 
@@ -54,35 +55,75 @@ class Place:
     precision: str
     feed: str
     views_on: str
-    threads: int
     data_cpus: float
-    """For a worker's data stages."""
-    task_cpus: float
+    """For all workers' data stages."""
 
 
-def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) -> Place:
-    """Decides what is `auto`, and refuses what would hang: Ray waits in silence for what a cluster does not have."""
+def selector(text: str) -> dict[str, str]:
+    """LABEL=VALUE, of `Run.train_on` or `data_on`, as Ray's selectors have it."""
+    name, _, value = text.partition("=")
+    return {name: value} if text else {}
+
+
+def needs(run: Run, device: str) -> dict[str, float]:
+    """What a worker takes."""
+    return {"CPU": run.cpus} | ({"GPU": run.gpus} if device == "cuda" else {})
+
+
+def room(run: Run, device: str, nodes: Sequence[Mapping[str, Any]], spare: float) -> int:
+    """How many workers the nodes have room for, whoever else is there.
+
+    Args:
+        nodes: as `ray.nodes()` has them.
+        spare: CPUs that are left to the data stages on nodes where workers may be.
+    """
+    wanted, chosen = needs(run, device), selector(run.train_on).items()
+    alive = [node for node in nodes if node["Alive"]]
+    able = [
+        [node["Resources"].get(name, 0.0) / amount for name, amount in wanted.items()]
+        for node in alive
+        if chosen <= node.get("Labels", {}).items()
+    ]
+    total = {name: run.share * sum(node["Resources"].get(name, 0.0) for node in alive) for name in wanted}
+    total["CPU"] -= spare
+    share = min(total[name] / amount for name, amount in wanted.items())
+    return int(min(sum(int(min(each) + 1e-6) for each in able), share + 1e-6))
+
+
+def fitting(run: Run, there: int) -> int | None:
+    """The largest number of workers that `run` allows and `there` is room for; None: there are too few."""
+    return next((number for number in run.numbers if number <= there), None)
+
+
+def placed(recipe: Recipe, run: Run, samples: int, resources: Mapping[str, float]) -> Place:
+    """Decides what is `auto`, and refuses what would hang: Ray waits in silence for what a cluster does not have.
+
+    Of an elastic run: what the least workers need, and memory for the most.
+    """
     cpus, gpus, store = (
         round(run.share * resources.get(name, 0.0), 6) for name in ("CPU", "GPU", "object_store_memory")
     )
-    needed = run.workers * run.gpus
-    device = ("cuda" if gpus >= needed else "cpu") if run.device == "auto" else run.device
-    if device == "cuda" and gpus < needed:
+    device = ("cuda" if gpus >= run.least * run.gpus else "cpu") if run.device == "auto" else run.device
+    if device == "cuda" and gpus < run.least * run.gpus:
         raise UserError(
-            f"{run.workers} workers of {run.gpus:g} GPUs are more than the cluster's {gpus:g}: lower --run.workers"
+            f"{run.least} workers of {run.gpus:g} GPUs are more than the cluster's {gpus:g}: lower --run.workers, or "
+            "give the minutes until it has them, --run.wait"
         )
-    if device == "cpu" and run.workers > cpus:
-        raise UserError(f"{run.workers} workers need as many CPUs, the cluster has {cpus:g}: lower --run.workers")
+    if device == "cpu" and run.least > cpus:
+        raise UserError(
+            f"{run.least} workers need as many CPUs, the cluster has {cpus:g}: lower --run.workers, or give the "
+            "minutes until it has them, --run.wait"
+        )
     noun, streamed = NOUNS[recipe.data.media], recipe.data.media != "image"  # others are never held whole
     if streamed and (run.feed == "resident" or run.views_on == "device"):
         raise UserError(f"views of {noun} are made while they are read: leave out --run.feed and --run.views-on")
     image = len(recipe.data.mean) * recipe.data.size**2
     machine = psutil.virtual_memory()
     memory = min(run.share * machine.total, machine.available)  # not a share of what others of the sweep have left
-    fits = samples * image * (run.workers + 1) < 0.4 * memory and samples * image < 0.8 * store
+    fits = samples * image * (run.most + 1) < 0.4 * memory and samples * image < 0.8 * store
     if run.feed == "resident" and not fits:
         raise UserError(
-            f"{samples:,} images of {recipe.data.size} px for {run.workers} workers do not fit in memory "
+            f"{samples:,} images of {recipe.data.size} px for {run.most} workers do not fit in memory "
             f"({memory / 2**30:.1f} GiB free): give --run.feed stream, or --data.limit"
         )
     feed = ("resident" if fits and not streamed else "stream") if run.feed == "auto" else run.feed
@@ -91,18 +132,17 @@ def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) 
             f"--data.order balanced needs the resident feed, {samples:,} images held in memory: leave out --run.feed, "
             "lower --data.limit, or give --data.order shuffle"
         )
-    spare = cpus - run.workers * run.cpus
+    spare = cpus - run.least * run.cpus
     if spare < 0:
         raise UserError(
-            f"{run.workers} workers of {run.cpus:g} CPUs are more than the cluster's {cpus:g}: "
-            f"give --run.cpus {cpus / run.workers:.2g}, or fewer --run.workers"
+            f"{run.least} workers of {run.cpus:g} CPUs are more than the cluster's {cpus:g}: "
+            f"give --run.cpus {cpus / run.least:.2g}, or fewer --run.workers"
         )
     if feed == "stream" and spare < 1:
         raise UserError(
-            f"{run.workers} workers of {run.cpus:g} CPUs leave {spare:g} of {cpus:g} CPUs to the data stages, which "
-            f"need 1 at least: give --run.cpus {max((cpus - 1) / run.workers, 0.1):.2g} or fewer --run.workers"
+            f"{run.least} workers of {run.cpus:g} CPUs leave {spare:g} of {cpus:g} CPUs to the data stages, which "
+            f"need 1 at least: give --run.cpus {max((cpus - 1) / run.least, 0.1):.2g} or fewer --run.workers"
         )
-    data_cpus = spare / run.workers
     if run.views_on == "auto":
         views_on = "data" if streamed or (feed == "stream" and device == "cpu") else "device"
     elif run.views_on == "data" and feed == "resident":
@@ -114,7 +154,19 @@ def placed(recipe: Recipe, run: Run, samples: int, resources: dict[str, float]) 
         precision=("bf16" if device == "cuda" else "float32") if run.precision == "auto" else run.precision,
         feed=feed,
         views_on=views_on,
-        threads=run.threads or max(1, int(cpus) // run.workers),
-        data_cpus=data_cpus,
-        task_cpus=min(1.0, data_cpus),
+        data_cpus=spare,
     )
+
+
+def for_workers(place: Place, run: Run, workers: int, resources: Mapping[str, float]) -> Place:
+    """The same place with so many workers: what they leave is the data stages'."""
+    return replace(place, data_cpus=max(run.share * resources.get("CPU", 0.0) - workers * run.cpus, 0.0))
+
+
+def threads(run: Run, workers: int) -> int:
+    """Of a worker on the CPU, one of so many on this node."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["NodeID"] == here)
+    return run.threads or max(1, int(run.share * cpus) // workers)

@@ -6,13 +6,7 @@ takes the newest good one, so that a restart by Ray and `--run.resume` are the s
 
 import dataclasses
 import json
-import tempfile
 import time
-import traceback
-import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +16,17 @@ import pipelines.recipe as recipes
 from methods.method import Facts
 from methods.parts import set_batch_norm
 from pipelines import labels
-from pipelines.board import Board, console, shown
+from pipelines.board import console, shown
 from pipelines.errors import UserError
 from pipelines.feed import Survey, survey
+from pipelines.group import Follow, awaited, fit
 from pipelines.loop import Training
-from pipelines.place import Place, cluster, placed
+from pipelines.place import cluster, for_workers, placed
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import NOUNS, Source, fingerprint, open_source, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
 from pipelines.summary import spent, told
-from pipelines.worker import Task, start_from, work
-
-Follow = Callable[[Any, int, int], AbstractContextManager[None]]
-"""(board, epochs, steps of an epoch) -> what is around the training and shows what the board says."""
+from pipelines.worker import Task, start_from
 
 
 def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Folder:
@@ -49,7 +41,12 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
     source = open_source(recipe.data.train, recipe.data)
     claim(folder, recipe, run)
     wanted = selected(source, recipe.data.limit)
+    import ray
+
     with cluster(run.address) as resources:
+        if run.wait:
+            awaited(run, "cuda" if run.device == "cuda" else "cpu", 0.0, run.wait, console.print)
+            resources = ray.cluster_resources()
         place = placed(recipe, run, len(wanted), resources)
         found = survey(
             source,
@@ -89,7 +86,7 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
                 f"[yellow]classes that are never learned, as --method.parts takes {recipe.method.parts} at a time and "
                 f"they have fewer: {', '.join(map(str, rare[:10]))}{', ...' if len(rare) > 10 else ''}[/]"
             )
-        if recipe.batch_norm == "shuffle" and run.workers == 1:
+        if recipe.batch_norm == "shuffle" and run.least == 1:
             console.print("[yellow]one worker has no other to shuffle batch norm with: give --batch-norm split:8[/]")
         for turn, spec in recipe.optimizers.items():
             if spec.warmup_epochs > recipe.epochs:
@@ -106,7 +103,8 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
         if not has_collapsed(folder, run):
             since = Checkpoints(folder / "checkpoints").steps()
             start = time.monotonic()
-            fit(recipe, run, place, folder, facts, source, found, noisy, probe, steps, follow)
+            task = Task(recipe, run, place, folder, facts, source, found.usable, found.blocks, noisy, probe)
+            place = fit(task, lambda n: for_workers(place, run, n, ray.cluster_resources()), steps, follow)
             lines = map(json.loads, folder.read("metrics.jsonl").decode().splitlines())
             it = spent(lines, since[-1] if since else 0, recipe.batch_size, time.monotonic() - start)
             for line in told(it, place, noun):
@@ -155,10 +153,10 @@ def claim(folder: Folder, recipe: Recipe, run: Run) -> None:
                 f"the run at {folder.path} is of another recipe (it differs in {', '.join(others[:5])}): "
                 "resume it with the same options, or give another --run.name"
             )
-    if run.workers > 1 and recipe.batch_size % run.workers:
+    if recipe.batch_size % run.most:
         raise UserError(
-            f"a batch of {recipe.batch_size} can't be shared equally by {run.workers} workers: "
-            f"give --batch-size {recipe.batch_size // run.workers * run.workers or run.workers}"
+            f"a batch of {recipe.batch_size} can't be shared equally by {run.most} workers: "
+            f"give --batch-size {recipe.batch_size // run.most * run.most or run.most}"
         )
     folder.write("writable", b"")
     folder.delete("writable")
@@ -256,62 +254,3 @@ def probe_blocks(recipe: Recipe, run: Run, found: Survey) -> dict[str, Any] | No
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
         parts[part] = survey(source, rows, recipe.data, keep=True, what=pattern).blocks
     return parts
-
-
-def fit(
-    recipe: Recipe,
-    run: Run,
-    place: Place,
-    folder: Folder,
-    facts: Facts,
-    source: Source,
-    found: Survey,
-    noisy: torch.Tensor | None,
-    probe: dict[str, Any] | None,
-    steps: int,
-    follow: Follow,
-) -> None:
-    """Ray Train's part: starts the workers, shows their progress, and turns their failures into a clear error."""
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
-    task = Task(recipe, run, place, folder, facts, source, found.usable, found.blocks, noisy, probe, board)
-    with tempfile.TemporaryDirectory() as scratch:
-        storage = RunConfig(
-            name=f"{Path(folder.path).name}-{uuid.uuid4().hex[:8]}",
-            storage_path=scratch if folder.local else f"{folder.path}/ray",
-            storage_filesystem=None if folder.local else folder.filesystem,
-            failure_config=FailureConfig(max_failures=run.retries),
-        )
-        trainer = TorchTrainer(
-            work,
-            train_loop_config={"task": ray.put(task)},  # a reference: the controller need not import all of this
-            scaling_config=ScalingConfig(
-                num_workers=run.workers,
-                use_gpu=place.device == "cuda",
-                resources_per_worker={"CPU": run.cpus} | ({"GPU": run.gpus} if place.device == "cuda" else {}),
-            ),
-            run_config=storage,
-        )
-        with follow(board, recipe.epochs, steps):
-            try:
-                trainer.fit()
-            except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C by leaving the process
-                raise UserError(
-                    f"stopped; --run.resume goes on from the last checkpoint in {folder.path}/checkpoints"
-                ) from None
-            except Exception as error:
-                failure = ray.get(board.failure.remote())
-                if failure is None:
-                    last = str(getattr(error, "worker_failures", "") or error).strip().splitlines()
-                    folder.write("error.txt", "".join(traceback.format_exception(error)).encode())
-                    raise UserError(
-                        f"training failed {run.retries + 1} times: {last[-1] if last else error}; "
-                        f"the whole trace is in {folder.path}/error.txt; --run.resume goes on from the last checkpoint"
-                    ) from error
-                raise UserError(failure) from None
-        failure = ray.get(board.failure.remote())
-    if failure is not None:
-        raise UserError(failure)

@@ -12,9 +12,10 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
+from tyro.constructors import PrimitiveConstructorSpec
 
 import methods
 import pipelines.recipes
@@ -116,6 +117,36 @@ class Recipe:
         return json.dumps({**fields, "method": {"name": self.method_name, **fields["method"]}}, indent=2)
 
 
+class Elastic(NamedTuple):
+    """A number of training processes that follows the cluster: one that divides `most` and is at least `least`."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least}:{self.most}"
+
+
+def _workers(text: str) -> "int | Elastic":
+    try:
+        least, colon, most = text.partition(":")
+        return Elastic(int(least), int(most)) if colon else int(text)
+    except ValueError:
+        raise ValueError(f"a number, or LEAST:MOST as 4:16, not {text}") from None
+
+
+Workers = Annotated[
+    int | Elastic,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|INT:INT",
+        instance_from_str=lambda words: _workers(words[0]),
+        is_instance=lambda it: isinstance(it, (int, Elastic)),
+        str_from_instance=lambda it: [str(it)],
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Run:
     storage: str = "runs"
@@ -124,8 +155,10 @@ class Run:
     """The run's folder under storage. Empty: the recipe's name."""
     resume: bool = False
     """Go on from the newest good checkpoint of this name."""
-    workers: int = 1
-    """Training processes; each takes an equal share of the batch."""
+    workers: Workers = 1
+    """Training processes; each takes an equal share of the batch. 4:16: as many as the cluster has room for, of 4, 8
+    and 16 (what divides the most): fewer after a node is lost, more at the next checkpoint after one came. The batch
+    and the learning rate are the same with any number, and so is each batch's content."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: one GPU a worker where the cluster has that many, else the CPU."""
     cpus: float = 0.5
@@ -146,7 +179,14 @@ class Run:
     threads: int = 0
     """Threads of a worker on the CPU. 0: the machine's cores shared among its workers."""
     retries: int = 3
-    """How often a failed worker group is restarted from the newest checkpoint."""
+    """How often in a row, without getting further, failed workers are started again from the newest checkpoint."""
+    wait: float | None = None
+    """Minutes to wait for nodes that the cluster does not have (yet), at the start and after a loss. None: at the start
+    not at all, after a loss 10."""
+    train_on: str = ""
+    """LABEL=VALUE of the nodes that train, as `ray start --labels` has given them. Empty: any."""
+    data_on: str = ""
+    """LABEL=VALUE of the nodes for the data stages, so that they leave the others' CPUs alone. Empty: any."""
     checkpoint_epochs: int = 1
     """Epochs between checkpoints; the end of training always has one."""
     checkpoint_steps: int = 0
@@ -166,19 +206,39 @@ class Run:
     """The Ray cluster. None: the one in the environment, else one of this machine."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "checkpoint_epochs", "keep", "log_steps"):
+        for name in ("least", "checkpoint_epochs", "keep", "log_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"run.{name} is at least 1, got {getattr(self, name)}")
-        for name in ("threads", "retries", "checkpoint_steps", "stop_epoch", "knn_epochs"):
-            if getattr(self, name) < 0:
+                raise ValueError(f"run.{name.replace('least', 'workers')} is at least 1, got {getattr(self, name)}")
+        if self.most < self.least:
+            raise ValueError(f"run.workers is LEAST:MOST, got {self.workers}")
+        for name in ("train_on", "data_on"):
+            if (label := getattr(self, name)) and not all(label.partition("=")):
+                raise ValueError(f"run.{name} is LABEL=VALUE, as node-group=cpu, got {label}")
+        for name in ("threads", "retries", "wait", "checkpoint_steps", "stop_epoch", "knn_epochs"):
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"run.{name} is 0 or more, got {getattr(self, name)}")
         for name in ("cpus", "gpus"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"run.{name} is above 0, got {getattr(self, name)}")
-        if self.gpus < 1 and self.workers > 1:
+        if self.gpus < 1 and self.most > 1:
             raise ValueError("run.gpus below 1 is for one worker: the workers of a run can't share a GPU")
         if not 0 < self.share <= 1:
             raise ValueError(f"run.share is above 0 and at most 1, got {self.share}")
+
+    @property
+    def least(self) -> int:
+        """Training processes, at the least."""
+        return self.workers.least if isinstance(self.workers, Elastic) else self.workers
+
+    @property
+    def most(self) -> int:
+        """Training processes, at the most."""
+        return self.workers.most if isinstance(self.workers, Elastic) else self.workers
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of training processes that there may be, the largest first."""
+        return [n for n in range(self.most, self.least - 1, -1) if self.most % n == 0]
 
 
 def _replaced(value: Any, fields: dict[str, Any]) -> Any:
@@ -238,19 +298,34 @@ def find_recipe(name: str) -> Recipe:
 
 
 def from_json(text: str) -> Recipe:
-    """The recipe that `to_json` wrote. Raises UserError where it is of another version of the project."""
-    fields = json.loads(text)
+    """The recipe that `to_json` wrote. Raises UserError where it is damaged, or of another version of the project."""
     try:
+        fields = dict(json.loads(text))
         method = dict(fields.pop("method"))
         config = load_method(method.pop("name")).Config
         data = pydantic.TypeAdapter(Data).validate_python(fields.pop("data"))
         kind: Any = VIEWS[data.media]
+        rest = {name: pydantic.TypeAdapter(as_is).validate_python(fields[name]) for name, as_is in _PLAIN.items()}
         return Recipe(
             method=pydantic.TypeAdapter(config).validate_python(method),
             data=data,
             views=pydantic.TypeAdapter(dict[str, kind]).validate_python(fields.pop("views")),
             optimizers=pydantic.TypeAdapter(dict[str, Optimizer]).validate_python(fields.pop("optimizers")),
-            **fields,
+            **{**fields, **rest},
         )
-    except (pydantic.ValidationError, TypeError, KeyError) as error:
-        raise UserError(f"recipe.json does not fit this version of the project: {error}") from error
+    except pydantic.ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        raise UserError(f"recipe.json {DAMAGED} ({error.title}: {wrong})") from error
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"recipe.json {DAMAGED} ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+DAMAGED = "is damaged, or of another version of the project: restore it, or give another --run.name"
+_PLAIN: dict[str, Any] = {
+    "backbone": str,
+    "epochs": int,
+    "batch_size": int,
+    "seed": int,
+    "batch_norm": str,
+    "start_from": str | None,
+}

@@ -20,9 +20,9 @@ from methods.metrics.knn import knn
 from methods.parts import evaluating, set_batch_norm
 from pipelines.errors import UserError
 from pipelines.features import central
-from pipelines.feed import Feed, ResidentFeed, Share, StreamFeed, bytes_of, gathered
+from pipelines.feed import Feed, ResidentFeed, Share, SideBySide, StreamFeed, bytes_of, gathered
 from pipelines.loop import NotFinite, Training, collapse, train
-from pipelines.place import Place
+from pipelines.place import Place, selector, threads
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import Source
 from pipelines.storage import Checkpoints, Folder, open_folder
@@ -46,7 +46,7 @@ class Task:
     noisy: torch.Tensor | None
     """Labels by dataset index that are learned in place of the true ones."""
     probe: dict[str, Any] | None
-    board: Any
+    board: Any = None
 
 
 def start_from(recipe: Recipe, method: Method) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def rank_loop(task: Task) -> None:
     rank, ranks = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(place.threads)
+        torch.set_num_threads(threads(run, context.get_local_world_size()))
     else:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
@@ -179,7 +179,7 @@ def rank_loop(task: Task) -> None:
         for line in broken:
             recorder.note(f"[yellow]{line}[/]")
         if state is not None:
-            recorder.note(f"resumed at step {training.step}")
+            recorder.resumed(ranks)
 
         def checkpoint(end: bool) -> None:
             epoch = training.clock().epoch
@@ -187,6 +187,12 @@ def rank_loop(task: Task) -> None:
             if due and rank == 0:
                 checkpoints.save(training.step, {**training.state(), "recipe": recipe.to_json()})
                 recorder.flush()
+
+        def leaving() -> bool:
+            """For more workers, where nothing is lost by it, nor all is done."""
+            if rank != 0 or ranks == run.most or training.clock().epoch == (run.stop_epoch or recipe.epochs):
+                return False
+            return checkpoints.steps()[-1:] == [training.step] and bool(ray.get(task.board.asked.remote()))
 
         train(
             training,
@@ -198,6 +204,7 @@ def rank_loop(task: Task) -> None:
             on_epoch=recorder.epoch,
             on_first=recorder.views,
             checkpoint=checkpoint,
+            leaving=leaving,
         )
 
 
@@ -205,20 +212,28 @@ def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
     recipe, place = task.recipe, task.place
     if place.feed == "stream":
         most = WINDOW if recipe.data.media == "image" else max(1, WINDOW_BYTES // bytes_of(recipe.views_used))
-        return StreamFeed(
-            task.source,
-            recipe.data,
-            task.usable,
-            recipe.views_used,
-            seed=recipe.seed,
-            share=share,
-            window=min(WINDOW, most),
-            views_on_data=place.views_on == "data",
-            cpus=place.data_cpus,
-            task_cpus=place.task_cpus,
-            device=device,
-            noisy=task.noisy,
-        )
+        elastic = task.run.least < task.run.most
+        lanes = share.lanes(task.run.most if elastic else share.ranks)
+        cpus = place.data_cpus / share.ranks / len(lanes)
+        feeds = [
+            StreamFeed(
+                task.source,
+                recipe.data,
+                task.usable,
+                recipe.views_used,
+                seed=recipe.seed,
+                share=lane,
+                window=min(WINDOW, most),
+                views_on_data=place.views_on == "data",
+                cpus=cpus,
+                task_cpus=min(1.0, cpus),
+                device=device,
+                noisy=task.noisy,
+                nodes=selector(task.run.data_on),
+            )
+            for lane in lanes
+        ]
+        return SideBySide(feeds) if elastic else feeds[0]
     columns = gathered(task.blocks)
     images, index = columns["image"], columns["index"]
     label = columns["label"] if task.source.labelled else None
@@ -255,9 +270,12 @@ class Recorder:
         self.scratch = None if folder.local else tempfile.TemporaryDirectory()
         here = Path(self.scratch.name) if self.scratch else folder.local or Path()
         self.path = here / "metrics.jsonl"
+        self.reached = 0  # steps of which anything was recorded before
         if folder.exists("metrics.jsonl"):  # lines after the checkpoint will be written again
-            lines = folder.read("metrics.jsonl").decode().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.training.step]
+            lines = [line for line in folder.read("metrics.jsonl").decode().splitlines() if line.endswith("}")]
+            steps = [json.loads(line)["step"] for line in lines]
+            self.reached = max(steps, default=0)
+            kept = [line for line, step in zip(lines, steps, strict=True) if step <= self.training.step]
             self.path.write_text("".join(line + "\n" for line in kept))
         self.file = self.path.open("a")
         self.events = here / "tensorboard"
@@ -275,6 +293,18 @@ class Recorder:
     def note(self, line: str) -> None:
         if self.first:
             self.task.board.note.remote(line)
+
+    def resumed(self, workers: int) -> None:
+        """Says so, and leaves a line in lineage.jsonl: from which step so many workers went on, and how many steps they
+        do again."""
+        if not self.first:
+            return
+        step, folder = self.training.step, self.task.folder
+        again = max(self.reached - step, 0)
+        self.note(f"resumed at step {step}" + (f"; {again} steps are done again" if again else ""))
+        before = folder.read("lineage.jsonl") if folder.exists("lineage.jsonl") else b""
+        line = json.dumps({"step": step, "workers": workers, "again": again})
+        folder.write("lineage.jsonl", before + line.encode() + b"\n")
 
     def warned(self, otherwise: Callable[..., None]) -> Callable[..., None]:
         """What shows a warning: a method's advice is a note, others are shown as before."""

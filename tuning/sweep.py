@@ -277,7 +277,7 @@ def trial_of(grid: Grid, plan: Sweep, cell: Cell, seed: int, run: Run, folder: F
             data=evaluated,
             linear=grid.protocol(plan.profile),
             test_limit=1000 if plan.profile == "smoke" else None,
-            workers=run.workers,
+            workers=run.most,
             device=run.device,
             cpus=run.cpus,
             gpus=run.gpus,

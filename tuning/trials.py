@@ -50,19 +50,23 @@ def side_by_side(recipes: Sequence[Recipe], run: Run, resources: Mapping[str, fl
     Raises:
         UserError: not even one can run; says what is needed.
     """
+    if run.least < run.most:
+        raise UserError(
+            f"trials share the cluster evenly, each with a fixed number of --run.workers, not {run.workers}"
+        )
     cpus, gpus = run.share * resources.get("CPU", 0.0), run.share * resources.get("GPU", 0.0)
-    each = DRIVER_CPUS + run.workers * run.cpus
-    on_gpus = run.device == "cuda" or (run.device == "auto" and gpus >= run.workers * run.gpus)
+    each = DRIVER_CPUS + run.most * run.cpus
+    on_gpus = run.device == "cuda" or (run.device == "auto" and gpus >= run.most * run.gpus)
     slots = math.floor((cpus - DATA_CPUS) / each + 1e-6)
     if on_gpus:  # a fraction is of one GPU: of two, .4 fits four times and not five
         workers = math.floor(gpus * (math.floor(1 / run.gpus) if run.gpus < 1 else 1 / run.gpus) + 1e-6)
     else:
         workers = math.floor(cpus)
-    slots = min(slots, workers // run.workers, most or slots)
+    slots = min(slots, workers // run.most, most or slots)
     if slots < 1:
         raise UserError(
-            f"a trial needs {each + DATA_CPUS:g} CPUs ({run.workers} workers of {run.cpus:g}, {DRIVER_CPUS:g} for its "
-            f"driver, {DATA_CPUS:g} for data tasks){f' and {run.workers * run.gpus:g} GPUs' if on_gpus else ''}, "
+            f"a trial needs {each + DATA_CPUS:g} CPUs ({run.most} workers of {run.cpus:g}, {DRIVER_CPUS:g} for its "
+            f"driver, {DATA_CPUS:g} for data tasks){f' and {run.most * run.gpus:g} GPUs' if on_gpus else ''}, "
             f"the cluster has {cpus:g}{f' and {gpus:g}' if on_gpus else ''}: lower --run.workers or --run.cpus"
         )
     rows = {data: len(selected(open_source(data.train, data), data.limit)) for data in {r.data for r in recipes}}

@@ -9,7 +9,7 @@ from conftest import write_images
 
 from methods.views import View
 from pipelines.errors import UserError
-from pipelines.feed import Piece, ResidentFeed, Share, StreamFeed, epoch_plan, gathered, survey, tasks
+from pipelines.feed import Piece, ResidentFeed, Share, SideBySide, StreamFeed, epoch_plan, gathered, survey, tasks
 from pipelines.sources import Data, Source, open_source, selected
 
 VIEWS = {"online": View("online", 16, jitter=0.8), "target": View("target", 16)}
@@ -35,6 +35,23 @@ def test_resident_batches_are_the_same_for_any_number_of_ranks() -> None:
             assert torch.equal(column, torch.cat([part[step][name] for part in parts])), name
     seen = torch.cat([batch["index"] for batch in whole])
     assert len(seen) == len(seen.unique()) == 32
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_lanes_are_the_same_batches_for_any_number_of_ranks(ranks: int) -> None:
+    """Four feeds, each of its own samples, divided among the ranks."""
+    together = [list(resident(rank=r, ranks=4).batches(1, start=1)) for r in range(4)]
+    feeds = []
+    for rank in range(ranks):
+        lanes = Share(8, rank, ranks).lanes(4)
+        assert {lane.size for lane in lanes} == {2} and len(lanes) == 4 // ranks
+        feeds.append(SideBySide([resident(rank=lane.rank, ranks=lane.ranks) for lane in lanes]))
+    assert {feed.steps for feed in feeds} == {4}
+    found = [list(feed.batches(1, start=1)) for feed in feeds]
+    for step in range(3):
+        for name in together[0][0]:
+            expected = torch.cat([lane[step][name] for lane in together])
+            assert torch.equal(torch.cat([rank[step][name] for rank in found]), expected)
 
 
 def test_resident_epochs_differ_and_any_step_can_be_the_first() -> None:

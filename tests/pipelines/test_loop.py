@@ -103,6 +103,12 @@ def test_stops_where_an_epochs_end_says_so_after_its_checkpoint() -> None:
     assert it.clock().epoch == 2 and saved == [it.steps_per_epoch, 2 * it.steps_per_epoch]
 
 
+def test_leaves_after_a_checkpoint_where_it_is_asked_to() -> None:
+    it, saved = training(), list[int]()
+    train(it, feed(), checkpoint_steps=3, checkpoint=lambda end: saved.append(it.step), leaving=lambda: len(saved) == 3)
+    assert it.step == 6 and saved == [3, 4, 6]  # epochs of four
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_with_step_and_term(bad: float) -> None:
     it = training()

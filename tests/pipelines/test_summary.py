@@ -7,7 +7,7 @@ import pytest
 from pipelines.place import Place
 from pipelines.summary import Spent, spent, told
 
-PLACE = Place("cpu", "float32", "stream", "data", 1, 1.0, 1.0)
+PLACE = Place("cpu", "float32", "stream", "data", 1.0)
 
 
 def test_seconds_of_steps_and_of_waiting() -> None:

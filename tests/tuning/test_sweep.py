@@ -57,7 +57,7 @@ def test_as_many_trials_at_once_as_never_wait_for_one_another(
     recipe: Recipe, run: Run, resources: dict[str, float], most: int, slots: int
 ) -> None:
     assert side_by_side([recipe], run, resources | HERE, most) == slots
-    taken = slots * (0.05 + run.workers * run.cpus)
+    taken = slots * (0.05 + run.most * run.cpus)
     assert taken + 1 <= run.share * resources["CPU"] + 1e-6, "no CPU is left for the data tasks"
 
 

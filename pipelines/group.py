@@ -1,0 +1,194 @@
+"""The workers of a run: started on what the cluster has room for, started again after a loss, and, of an elastic run,
+in another number where the cluster has changed.
+
+Ray Train starts one group of a fixed number of workers at a time, and what happens between groups is here. Its own
+elasticity takes any number of workers, also one that does not divide the batch; and a group that waits for a node that
+is gone says nothing. A group begins from the newest good checkpoint (`pipelines.worker`).
+"""
+
+import dataclasses
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipelines.board import Board
+from pipelines.errors import UserError
+from pipelines.place import Place, fitting, needs, room, selector
+from pipelines.recipe import Run
+from pipelines.worker import Task, work
+
+Follow = Callable[[Any, int, int], AbstractContextManager[None]]
+"""(board, epochs, steps of an epoch) -> what is around the training and shows what the board says."""
+
+AFTER_A_LOSS = 10.0
+"""Minutes to wait for nodes to come back, where `Run.wait` says nothing."""
+SETTLING = 10.0
+"""Seconds in which resources of workers that have ended, and nodes that have, become known."""
+LOOKING = 5.0
+"""Seconds between two looks at whether a running elastic run may grow."""
+
+
+def available(run: Run, device: str, held: int = 0) -> float:
+    """Of how many workers resources are free, with those of the `held` that run."""
+    import ray
+
+    free = ray.available_resources()
+    return held + min(free.get(name, 0.0) / amount for name, amount in needs(run, device).items()) + 1e-6
+
+
+def awaited(run: Run, device: str, spare: float, minutes: float, say: Callable[[str], None]) -> int:
+    """The number of workers to start. Waits while others hold what the cluster has; and where it has too little, with a
+    demand that an autoscaler sees.
+
+    Args:
+        spare: CPUs that are left to the data stages.
+        minutes: to wait for nodes.
+        say: gets a line where it waits.
+
+    Raises:
+        UserError: too few nodes for so long.
+    """
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    demand, wanting = None, needs(run, device)
+    begun = enough = time.monotonic()
+    try:
+        while True:
+            there = room(run, device, ray.nodes(), spare)
+            wanted, free = fitting(run, there), fitting(run, min(there, int(available(run, device))))
+            now = time.monotonic()
+            if wanted is not None:
+                enough = now
+            if free is not None and (free == wanted or now - begun > SETTLING):
+                return free
+            if now - begun > SETTLING and demand is None:
+                each = " and ".join(f"{amount:g} {name}" for name, amount in wanting.items())
+                has = ray.available_resources()
+                left = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in wanting)
+                say(f"[yellow]waiting for room for {run.least} workers of {each} (free: {left})[/]")
+                on = [selector(run.train_on)] * run.least if run.train_on else None
+                demand = placement_group([wanting] * run.least, bundle_label_selector=on)
+            if now - enough > max(60 * minutes, SETTLING):
+                raise UserError(
+                    f"the cluster has had too few nodes for {run.least} workers for {minutes:g} minutes: add some, "
+                    "lower --run.workers, or wait longer with --run.wait; --run.resume goes on from the last checkpoint"
+                )
+            time.sleep(0.5)
+    finally:
+        if demand is not None:
+            remove_placement_group(demand)
+
+
+@contextmanager
+def growing(run: Run, device: str, spare: float, workers: int, board: Any) -> Iterator[None]:
+    """While the body runs, tells the board when there is room for more workers."""
+    import ray
+
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(LOOKING):
+            try:
+                there = min(room(run, device, ray.nodes(), spare), int(available(run, device, workers)))
+                more = fitting(run, there)
+                if more is not None and more > workers:
+                    ray.get(board.grow.remote(more), timeout=5)
+                    return
+            except ray.exceptions.RayError:  # the cluster is going away: the main thread says why
+                return
+
+    thread = threading.Thread(target=look, daemon=True)
+    if workers < run.most:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if thread.is_alive():
+            thread.join(timeout=10)
+
+
+def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow) -> Place:
+    """Trains to the end with one group of workers after the other; turns what fails into a clear error.
+
+    Args:
+        task: of the workers.
+        place_of: its place with so many of them.
+        steps: of an epoch.
+
+    Returns:
+        The place of the last group.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    run, folder, place = task.run, task.folder, task.place
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    minutes = run.wait or 0.0
+    spare = 1.0 if place.feed == "stream" else 0.0
+
+    def group(workers: int, scratch: str) -> Any:
+        return TorchTrainer(
+            work,
+            # a reference: the controller need not import all of this
+            train_loop_config={"task": ray.put(dataclasses.replace(task, place=place, board=board))},
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=place.device == "cuda",
+                resources_per_worker=needs(run, place.device),
+                label_selector=selector(run.train_on) or None,  # type: ignore[call-arg]
+            ),
+            run_config=RunConfig(
+                name=f"{Path(folder.path).name}-{uuid.uuid4().hex[:8]}",
+                storage_path=scratch if folder.local else f"{folder.path}/ray",
+                storage_filesystem=None if folder.local else folder.filesystem,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),  # type: ignore[call-arg]
+            ),
+        )
+
+    def say(line: str) -> None:
+        board.note.remote(line)
+
+    losses, furthest = 0, 0
+    with follow(board, task.recipe.epochs, steps):
+        while True:
+            workers = awaited(run, place.device, spare, minutes, say)
+            place = place_of(workers)
+            try:
+                with (
+                    TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+                    growing(run, place.device, spare, workers, board),
+                ):
+                    group(workers, scratch).fit()
+            except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C by leaving the process
+                raise UserError(
+                    f"stopped; --run.resume goes on from the last checkpoint in {folder.path}/checkpoints"
+                ) from None
+            except Exception as error:
+                if (failure := ray.get(board.failure.remote())) is not None:
+                    raise UserError(failure) from None
+                reached = ray.get(board.furthest.remote())
+                losses, furthest = (losses + 1 if reached <= furthest else 1), max(reached, furthest)
+                why = (str(getattr(error, "worker_failures", "") or error).strip().splitlines() or [repr(error)])[-1]
+                if losses > run.retries:
+                    folder.write("error.txt", "".join(traceback.format_exception(error)).encode())
+                    raise UserError(
+                        f"training failed {losses} times: {why}; the whole trace is in {folder.path}/error.txt; "
+                        "--run.resume goes on from the last checkpoint"
+                    ) from error
+                minutes = AFTER_A_LOSS if run.wait is None else run.wait
+                say(f"[yellow]workers were lost at step {reached}, and are started again[/] ({why})")
+                continue
+            if (failure := ray.get(board.failure.remote())) is not None:
+                raise UserError(failure)
+            if (more := ray.get(board.grown.remote())) is None:
+                return place
+            say(f"room for {more} workers: they go on")

@@ -1,0 +1,263 @@
+"""Groups of workers: how many, what is waited for, what follows a loss or room for more. On a made-up cluster."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import ray.train.torch
+
+import pipelines.group as group
+from pipelines.board import Board
+from pipelines.errors import UserError
+from pipelines.group import available, awaited, fit, growing
+from pipelines.place import Place
+from pipelines.recipe import Elastic, Run, find_recipe
+from pipelines.storage import open_folder
+
+PLACE = Place("cpu", "float32", "resident", "device", 0.0)
+
+
+@dataclass
+class Cluster:
+    """Nodes of so many CPUs from a second on, and what others hold of them until a second."""
+
+    nodes: list[tuple[float, float]]
+    held: list[tuple[float, float]] = field(default_factory=list)
+    now: float = 0.0
+    demands: list[list[dict[str, float]]] = field(default_factory=list)
+    removed: int = 0
+
+    def cpus(self) -> list[float]:
+        return [cpus for since, cpus in self.nodes if since <= self.now]
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> "Cluster":
+        def nodes() -> list[dict[str, Any]]:
+            return [{"Alive": True, "Resources": {"CPU": cpus}, "Labels": {}} for cpus in self.cpus()]
+
+        def free() -> dict[str, float]:
+            return {"CPU": sum(self.cpus()) - sum(cpus for until, cpus in self.held if self.now < until)}
+
+        def demand(bundles: list[dict[str, float]], **_: Any) -> str:
+            self.demands.append(bundles)
+            return "demand"
+
+        def remove(_: str) -> None:
+            self.removed += 1
+
+        def sleep(seconds: float) -> None:
+            self.now += seconds
+
+        monkeypatch.setattr(ray, "nodes", nodes)
+        monkeypatch.setattr(ray, "available_resources", free)
+        placement = import_module("ray.util.placement_group")
+        monkeypatch.setattr(placement, "placement_group", demand)
+        monkeypatch.setattr(placement, "remove_placement_group", remove)
+        monkeypatch.setattr(group, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: self.now))
+        return self
+
+
+def run(workers: int | Elastic, **fields: Any) -> Run:
+    return Run(**{"workers": workers, "cpus": 1.0, **fields})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "number", "seconds"),
+    [
+        (Cluster([(0, 4)]), 4, 4, 0),
+        (Cluster([(0, 4)]), Elastic(1, 16), 4, 0),
+        (Cluster([(0, 4)], [(7, 3)]), 4, 4, 7),  # what others hold is waited for
+        (Cluster([(0, 4)], [(900, 3)]), 4, 4, 900),  # as long as it takes
+        (Cluster([(0, 4)], [(7, 3)]), Elastic(1, 4), 4, 7),  # what is about to be free too
+        (Cluster([(0, 4)], [(900, 3)]), Elastic(1, 4), 1, 10.5),  # but no longer
+        (Cluster([(0, 1), (90, 2)]), 3, 3, 90),  # nodes that come
+        (Cluster([(0, 2), (90, 2)]), Elastic(2, 4), 2, 0),  # what there is, is enough
+        (Cluster([(0, 1), (90, 2)]), Elastic(2, 4), 2, 90),
+    ],
+)
+def test_how_many_start_and_when(
+    monkeypatch: pytest.MonkeyPatch, cluster: Cluster, workers: int | Elastic, number: int, seconds: float
+) -> None:
+    cluster = replace(cluster, demands=[], now=0.0, removed=0).install(monkeypatch)
+    lines: list[str] = []
+    assert awaited(run(workers), "cpu", 0.0, 2.0, lines.append) == number
+    assert cluster.now == seconds
+    long = seconds > 10.5
+    least = workers.least if isinstance(workers, Elastic) else workers
+    assert cluster.demands == [[{"CPU": 1.0}] * least] * long and cluster.removed == long  # what an autoscaler sees
+    assert len(lines) == long and all(f"waiting for room for {least} workers of 1 CPU (free: " in x for x in lines)
+
+
+def test_too_few_nodes_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster([(0, 1)]).install(monkeypatch)
+    with pytest.raises(UserError, match=r"too few nodes for 2 workers for 2 minutes: .*--run.wait.*--run.resume"):
+        awaited(run(2), "cpu", 0.0, 2.0, lambda line: None)
+    assert 120 < cluster.now < 122 and cluster.removed == 1
+
+
+def test_own_workers_count_as_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cluster([(0, 8)], [(99, 2.0)]).install(monkeypatch)
+    assert int(available(run(Elastic(1, 8), cpus=0.5), "cpu", held=2)) == 14
+
+
+# ---------------------------------------------------------------------------------------- one after another
+
+
+class Actor:
+    """An actor that is here: `it.method.remote(...)` calls it."""
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self.it, name))
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+    it = Board()
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: SimpleNamespace(remote=lambda: Actor(it)))
+    monkeypatch.setattr(ray, "get", lambda value, timeout=0: value)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    return it
+
+
+Group = Callable[[int], None]
+
+
+def trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: list[Group], **fields: Any
+) -> tuple[list[int], list[str]]:
+    """Runs `fit` where each group of workers does what the next of `groups` does. Returns the numbers of workers, and
+    what was said."""
+    sizes: list[int] = []
+    left = iter(groups)
+
+    class Trainer:
+        def __init__(self, _: Any, *, train_loop_config: Any, scaling_config: Any, run_config: Any) -> None:
+            assert run_config.failure_config.max_failures == 0
+            assert train_loop_config["task"].place.data_cpus == scaling_config.num_workers  # of so many
+            sizes.append(scaling_config.num_workers)
+
+        def fit(self) -> None:
+            next(left)(sizes[-1])
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    task = group.Task(
+        find_recipe("demo"),
+        run(**fields),
+        PLACE,
+        open_folder(str(tmp_path)),
+        *[None] * 6,  # type: ignore[arg-type]
+    )
+    seen: list[Any] = []
+
+    @contextmanager
+    def follow(actor: Actor, epochs: int, steps: int) -> Iterator[None]:
+        seen.append(actor.it)
+        yield
+
+    try:
+        fit(task, lambda n: replace(PLACE, data_cpus=n), 10, follow)
+    finally:
+        lines = seen[0].read()[1]
+    return sizes, lines
+
+
+def dies(*at: int, board: Board) -> Group:
+    """Workers that say these steps and are lost."""
+
+    def die(_: int) -> None:
+        for step in at:
+            board.say({"step": step})
+        raise RuntimeError("many lines\nrank 1 was killed")
+
+    return die
+
+
+def test_workers_that_are_lost_are_started_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, board: Board) -> None:
+    Cluster([(0, 4)]).install(monkeypatch)
+    groups = [dies(20, board=board), lambda n: None]
+    sizes, lines = trained(monkeypatch, tmp_path, groups, workers=2)
+    assert sizes == [2, 2]
+    assert lines == ["[yellow]workers were lost at step 20, and are started again[/] (rank 1 was killed)"]
+
+
+def test_who_gets_no_further_is_not_started_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, board: Board
+) -> None:
+    """Twice at new steps, which counts anew, then thrice at the same."""
+    Cluster([(0, 4)]).install(monkeypatch)
+    groups = [dies(step, board=board) for step in (5, 9, 9, 7)]
+    with pytest.raises(UserError, match=r"failed 3 times: rank 1 was killed; the whole trace is in .*error.txt"):
+        trained(monkeypatch, tmp_path, groups, workers=2, retries=2)
+    assert "rank 1 was killed" in (tmp_path / "error.txt").read_text()
+
+
+def test_a_failure_that_needs_the_user_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, board: Board) -> None:
+    Cluster([(0, 4)]).install(monkeypatch)
+
+    def raising(_: int) -> None:
+        board.fail("lower the rate")
+        raise RuntimeError
+
+    for fails in (raising, lambda n: board.fail("lower the rate")):
+        with pytest.raises(UserError, match=r"^lower the rate$"):
+            trained(monkeypatch, tmp_path, [fails], workers=2)
+
+
+def test_an_elastic_run_shrinks_and_grows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, board: Board) -> None:
+    """Four workers on two nodes, of which one is lost; then two, until there is room for four and rank 0 asks."""
+    cluster = Cluster([(0, 2), (0, 2)]).install(monkeypatch)
+
+    def lost(_: int) -> None:
+        cluster.nodes.pop()
+        dies(30, board=board)(4)
+
+    def leave(_: int) -> None:
+        cluster.nodes.append((0, 2))
+        board.grow(4)
+        assert board.asked()
+
+    def unasked(_: int) -> None:
+        board.grow(8)  # too late: nobody has left for it
+
+    sizes, lines = trained(monkeypatch, tmp_path, [lost, leave, unasked], workers=Elastic(1, 8))
+    assert sizes == [4, 2, 4]
+    assert lines[1] == "room for 4 workers: they go on"
+
+
+def test_room_for_more_is_told_while_it_trains(monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
+    Cluster([(0, 8)], [(99, 2.0)]).install(monkeypatch)
+    monkeypatch.setattr(group, "LOOKING", 0.01)
+    told = threading.Event()
+
+    def grow(workers: int) -> None:
+        Board.grow(board, workers)
+        told.set()
+
+    monkeypatch.setattr(board, "grow", grow)
+    with growing(run(Elastic(1, 8)), "cpu", 0.0, 2, Actor(board)):
+        assert told.wait(10)
+    assert board.asked() and board.grown() == 8
+    before = threading.active_count()
+    with growing(run(2), "cpu", 0.0, 2, Actor(board)):  # a fixed number: nobody looks
+        assert threading.active_count() == before
+    assert not board.asked() and board.grown() is None
+
+
+def test_the_board_forgets_what_nobody_left_for() -> None:
+    board = Board()
+    assert not board.asked() and board.grown() is None
+    board.grow(4)
+    assert board.grown() is None and not board.asked()
+    assert board.furthest() == 0
+    for step in (7, 3):
+        board.say({"step": step})
+    assert board.furthest() == 7
