@@ -100,11 +100,13 @@ def shown(board: Any, epochs: int, steps: int) -> Iterator[None]:
         bar = progress.add_task("", total=epochs * steps, epoch=0, epochs=epochs, loss="-", speed="-")
 
         def follow() -> None:
-            last = False
+            last, asked = False, None
             while not last:
                 last = done.wait(0.5)
                 try:
-                    now, lines = ray.get(board.read.remote(), timeout=5)
+                    asked = asked or [board.read.remote(), board.epochs.remote()]
+                    (now, lines), epochs_done = ray.get(asked, timeout=5)
+                    asked = None
                 except ray.exceptions.GetTimeoutError:
                     continue
                 except ray.exceptions.RayError:  # the cluster is going away: the main thread says why
@@ -112,7 +114,7 @@ def shown(board: Any, epochs: int, steps: int) -> Iterator[None]:
                 for line in lines:
                     progress.console.print(line)
                 if not console.is_terminal:
-                    for epoch in ray.get(board.epochs.remote(), timeout=5):
+                    for epoch in epochs_done:
                         print(json.dumps(epoch), file=sys.stderr, flush=True)
                 if now:
                     progress.update(

@@ -7,6 +7,7 @@ is gone says nothing. A group begins from the newest good checkpoint (`pipelines
 """
 
 import dataclasses
+import signal
 import threading
 import time
 import traceback
@@ -16,6 +17,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from rich.markup import escape
 
 from pipelines.board import Board
 from pipelines.errors import UserError
@@ -115,6 +118,25 @@ def growing(run: Run, device: str, spare: float, workers: int, board: Any) -> It
             thread.join(timeout=10)
 
 
+def reason(error: Exception) -> str:
+    """In a line: of the workers that failed the first one's."""
+    rank, first = next(iter(getattr(error, "worker_failures", {}).items()), (None, error))
+    line = (str(first).strip().splitlines() or [""])[0]
+    return f"{'' if rank is None else f'rank {rank}: '}{type(first).__name__}: {line}"
+
+
+@contextmanager
+def own_interrupt() -> Iterator[None]:
+    """Ray Train leaves its answer to Ctrl-C behind, which is of workers that are gone: puts back what there was."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
 def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow) -> Place:
     """Trains to the end with one group of workers after the other; turns what fails into a clear error.
 
@@ -160,10 +182,11 @@ def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow
     losses, furthest = 0, 0
     with follow(board, task.recipe.epochs, steps):
         while True:
-            workers = awaited(run, place.device, spare, minutes, say)
-            place = place_of(workers)
             try:
+                workers = awaited(run, place.device, spare, minutes, say)
+                place = place_of(workers)
                 with (
+                    own_interrupt(),
                     TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
                     growing(run, place.device, spare, workers, board),
                 ):
@@ -172,12 +195,14 @@ def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow
                 raise UserError(
                     f"stopped; --run.resume goes on from the last checkpoint in {folder.path}/checkpoints"
                 ) from None
+            except UserError:
+                raise
             except Exception as error:
                 if (failure := ray.get(board.failure.remote())) is not None:
                     raise UserError(failure) from None
                 reached = ray.get(board.furthest.remote())
                 losses, furthest = (losses + 1 if reached <= furthest else 1), max(reached, furthest)
-                why = (str(getattr(error, "worker_failures", "") or error).strip().splitlines() or [repr(error)])[-1]
+                why = reason(error)
                 if losses > run.retries:
                     folder.write("error.txt", "".join(traceback.format_exception(error)).encode())
                     raise UserError(
@@ -185,7 +210,7 @@ def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow
                         "--run.resume goes on from the last checkpoint"
                     ) from error
                 minutes = AFTER_A_LOSS if run.wait is None else run.wait
-                say(f"[yellow]workers were lost at step {reached}, and are started again[/] ({why})")
+                say(f"[yellow]workers were lost at step {reached}, and are started again[/] ({escape(why)})")
                 continue
             if (failure := ray.get(board.failure.remote())) is not None:
                 raise UserError(failure)

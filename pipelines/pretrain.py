@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 
 import pipelines.recipe as recipes
 from methods.method import Facts
@@ -65,7 +66,7 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
         facts = recipe.facts(source.rows, source.classes)
         taken = check_build(recipe, facts, folder)
         for bad in found.bad[:10]:
-            console.print(f"[yellow]skipped[/] {bad.where}: {bad.reason}")
+            console.print(f"[yellow]skipped[/] {escape(f'{bad.where}: {bad.reason}')}")
         claim_data(folder, fingerprint(source), found)
         noisy = labels.learned(recipe.data, source, found.usable, found.label, recipe.seed)
         learned = labels.read(folder)
@@ -196,7 +197,7 @@ def check_build(recipe: Recipe, facts: Facts, folder: Folder) -> dict[str, Any] 
         raise UserError(str(error)) from error
     state, broken = Checkpoints(folder / "checkpoints").newest()
     for line in broken:
-        console.print(f"[yellow]{line}[/]")
+        console.print(f"[yellow]{escape(line)}[/]")
     if state is not None:
         training.load_state({**state, "steps_per_epoch": 1})
         done = state["step"] // state["steps_per_epoch"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
@@ -177,7 +178,7 @@ def rank_loop(task: Task) -> None:
         warnings.showwarning = recorder.warned(warnings.showwarning)
         warnings.simplefilter("always", Advice)
         for line in broken:
-            recorder.note(f"[yellow]{line}[/]")
+            recorder.note(f"[yellow]{escape(line)}[/]")
         if state is not None:
             recorder.resumed(ranks)
 
@@ -311,7 +312,7 @@ class Recorder:
 
         def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
             if issubclass(category, Advice):
-                self.note(f"[yellow]{message}[/]")
+                self.note(f"[yellow]{escape(str(message))}[/]")
             else:
                 otherwise(message, category, *where)
 

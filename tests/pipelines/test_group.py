@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 import ray.train.torch
+from ray.train import WorkerGroupError
 
 import pipelines.group as group
 from pipelines.board import Board
@@ -176,7 +177,7 @@ def dies(*at: int, board: Board) -> Group:
     def die(_: int) -> None:
         for step in at:
             board.say({"step": step})
-        raise RuntimeError("many lines\nrank 1 was killed")
+        raise WorkerGroupError("Training failed due to worker errors:\n...", {1: RuntimeError("killed [/at] noon\n")})
 
     return die
 
@@ -186,7 +187,9 @@ def test_workers_that_are_lost_are_started_again(monkeypatch: pytest.MonkeyPatch
     groups = [dies(20, board=board), lambda n: None]
     sizes, lines = trained(monkeypatch, tmp_path, groups, workers=2)
     assert sizes == [2, 2]
-    assert lines == ["[yellow]workers were lost at step 20, and are started again[/] (rank 1 was killed)"]
+    assert lines == [
+        "[yellow]workers were lost at step 20, and are started again[/] (rank 1: RuntimeError: killed \\[/at] noon)"
+    ]
 
 
 def test_who_gets_no_further_is_not_started_for_ever(
@@ -195,9 +198,11 @@ def test_who_gets_no_further_is_not_started_for_ever(
     """Twice at new steps, which counts anew, then thrice at the same."""
     Cluster([(0, 4)]).install(monkeypatch)
     groups = [dies(step, board=board) for step in (5, 9, 9, 7)]
-    with pytest.raises(UserError, match=r"failed 3 times: rank 1 was killed; the whole trace is in .*error.txt"):
+    with pytest.raises(
+        UserError, match=r"failed 3 times: rank 1: RuntimeError: killed \[/at\] noon; the whole trace is in .*error.txt"
+    ):
         trained(monkeypatch, tmp_path, groups, workers=2, retries=2)
-    assert "rank 1 was killed" in (tmp_path / "error.txt").read_text()
+    assert "WorkerGroupError" in (tmp_path / "error.txt").read_text()
 
 
 def test_a_failure_that_needs_the_user_ends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, board: Board) -> None:
