@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo-data
 
-.PHONY: demo test test-on-ray test-without check clean
+.PHONY: demo test test-on-ray test-without check audit fuzz clean
 
 demo: .venv/.installed
 	@test -f $(DEMO)/test-00000.parquet || $(BIN)/python -m pipelines data shapes --to $(DEMO) --images 3600
@@ -11,7 +11,7 @@ demo: .venv/.installed
 		--data.test $(DEMO)/test-00000.parquet --run.workers 2 --run.name demo --run.resume
 	$(BIN)/python -m pipelines evaluate runs/demo knn retrieval
 
-test: .venv/.installed-dev
+test: .venv/.installed-dev .venv/moto/.installed
 	@$(MAKE) --no-print-directory -j2 test-on-ray test-without
 
 # Side by side, as neither keeps two cores busy by itself: one thread each, and the half with the longer way goes first.
@@ -27,6 +27,26 @@ check: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Exit code 1: known vulnerabilities; 2: the advisory database is out of reach. In an environment of its own, so that
+# what is looked at stays as it is.
+audit: .venv/.installed-dev .venv/.audit/.installed
+	@$(BIN)/python tests/audit.py .venv/.audit/bin/pip-audit \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+fuzz: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --cases 2000
+
+.venv/.audit/.installed: .venv/.made
+	$(PYTHON) -m venv .venv/.audit
+	.venv/.audit/bin/python -m pip install -q 'pip-audit>=2.9,<3'
+	touch $@
+
+# A server of S3 for tests, apart since it needs an older python-dateutil.
+.venv/moto/.installed: .venv/.made
+	$(PYTHON) -m venv .venv/moto
+	.venv/moto/bin/python -m pip install -q 'moto[s3]==5.2.5' flask flask-cors
+	touch $@
 
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
