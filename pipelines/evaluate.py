@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -452,7 +453,7 @@ def defaults(target: str) -> Options:
     """Options with the data of the run at `target`."""
     folder = open_folder(target)
     if folder.exists("recipe.json"):
-        data = recipes.from_json(folder.read("recipe.json").decode()).data
+        data = recipes.from_json(folder.read("recipe.json")).data
         if data.media == "video":
             return Options(data=data, finetune=VIDEO_FINETUNE, linear=VIDEO_LINEAR)
         if data.media == "take" and not data.pose:
@@ -471,10 +472,10 @@ def subject(target: str, options: Options) -> Subject:
     if is_export(target):
         return exported(Path(target), options)
     folder = open_folder(target)
-    recipe = recipes.from_json(folder.read("recipe.json").decode())
+    recipe = recipes.from_json(folder.read("recipe.json"))
     state, broken = Checkpoints(folder / "checkpoints").newest()
     for line in broken:
-        console.print(f"[yellow]{line}[/]")
+        console.print(f"[yellow]{escape(line)}[/]")
     if state is None:
         raise UserError(f"{target} has no good checkpoint: pretrain it first (--run.resume goes on with a run)")
     facts = facts_of(folder, recipe)

@@ -105,6 +105,31 @@ def write_torchscript(backbone: Backbone, example: Tensor) -> bytes:
     return out.getvalue()
 
 
+MOST_CODE = 2**24  # bytes that the compressed entries of a TorchScript file may take; weights lie as they are
+_REACHES = re.compile(rb"\b(ops|classes|save|load|from_file|__setstate__|__getstate__)\b")
+
+
+def _harmless(archive: bytes) -> bytes:
+    """The archive packed anew, of what was looked at here. TorchScript runs no Python, but has operators that read and
+    write files, and methods that are called when it is loaded.
+
+    Raises:
+        ValueError: code that names one, or a decompression bomb.
+    """
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as given, zipfile.ZipFile(out, "w") as clean:
+        packed = sum(entry.file_size for entry in given.infolist() if entry.compress_type != zipfile.ZIP_STORED)
+        if packed > MOST_CODE:
+            raise ValueError(f"what is compressed in it expands to {packed:,} bytes: taken for a decompression bomb")
+        for entry in given.infolist():
+            content = given.read(entry)
+            code, pickled = (entry.filename.endswith(suffix) for suffix in (".py", ".pkl"))
+            if (code and (found := _REACHES.search(content))) or (pickled and b"torch.classes" in content):
+                raise ValueError(f"{entry.filename} in it uses {found[0].decode() if code and found else 'classes'}")
+            clean.writestr(zipfile.ZipInfo(entry.filename), content)
+    return out.getvalue()
+
+
 class TorchScript(nn.Module):
     """An exported backbone: uint8 (B, C, H, W), of clips (B, T, C, H, W) -> (B, dim). Pickled as its file's bytes, so
     that Ray can send it.
@@ -113,7 +138,7 @@ class TorchScript(nn.Module):
         archive: the bytes of the file.
 
     Raises:
-        ValueError: not TorchScript, or not written by `export`.
+        ValueError: not TorchScript, or not written by `export`, whose networks reach no files.
     """
 
     def __init__(self, archive: bytes) -> None:
@@ -121,13 +146,16 @@ class TorchScript(nn.Module):
         extra: dict[str, Any] = {"backbone.json": ""}
         try:
             with torchscript():
-                self.network = torch.jit.load(io.BytesIO(archive), map_location="cpu", _extra_files=extra)
+                checked = io.BytesIO(_harmless(archive))
+                self.network = torch.jit.load(checked, map_location="cpu", _extra_files=extra)
             fields = json.loads(extra["backbone.json"])
-        except (RuntimeError, ValueError) as error:
-            raise ValueError("not a TorchScript file that `export` wrote") from error
+            dim, image = int(fields["dim"]), tuple(map(int, fields["image"]))
+        except (RuntimeError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ValueError(f"not a TorchScript file that `export` wrote ({reason})") from error
         self.archive = archive
-        self.dim: int = fields["dim"]
-        self.image: tuple[int, ...] = tuple(fields["image"])
+        self.dim = dim
+        self.image: tuple[int, ...] = image
         """(C, H, W) of the images, or (T, C, H, W) of the clips, that the run's network saw."""
 
     @property

@@ -20,11 +20,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from pipelines.cameras import subject_boxes
 from pipelines.errors import UserError
-from pipelines.sources import Data, Group, Source, _filesystem, by_frame, holds_numbers, keypoints_by_frame, open_source
+from pipelines.sources import (
+    Data,
+    Group,
+    Source,
+    by_frame,
+    holds_numbers,
+    json_of,
+    keypoints_by_frame,
+    open_source,
+    parquet_file,
+    read_group,
+)
 from pipelines.video import Table, _frames, _turn, all_key, plan, table
 
 console = Console(stderr=True)
@@ -97,7 +109,7 @@ def write_frames(options: FrameOptions) -> list[Path]:
                         progress.advance(bar)
                         if one.reason:
                             bad += 1
-                            progress.console.print(f"[yellow]left out[/] {name}: {one.reason}")
+                            progress.console.print(f"[yellow]left out[/] {escape(f'{name}: {one.reason}')}")
                     columns = replaced(columns, found, options, names)
                     writer = writer or pq.ParquetWriter(part, columns.schema, compression="none")
                     writer.write_table(columns, row_group_size=len(columns))
@@ -121,8 +133,8 @@ def by_file(source: Source) -> Iterator[tuple[str, list[Group]]]:
 def read(source: Source, group: Group) -> tuple[pa.Table, list[str]]:
     """All columns of a group, with `video`; of what is not Parquet `label` beside it. And each row's place."""
     if source.kind == "parquet":
-        with pq.ParquetFile(group.path, filesystem=_filesystem(source.filesystem)) as file:
-            columns = file.read_row_group(group.part)
+        with parquet_file(source.filesystem, group.path) as file:
+            columns = read_group(file, group.part, group.path)
         names = [f"{group.path}:{group.part}, row {i}" for i in range(len(columns))]
         renamed = columns.rename_columns(["video" if n == source.column else n for n in columns.column_names])
         return renamed.replace_schema_metadata(columns.schema.metadata), names
@@ -193,7 +205,7 @@ def boxes(columns: pa.Table, decoded: list[int], names: list[str]) -> list[np.nd
     Raises:
         UserError: a list that is not whole frames.
     """
-    keys = json.loads((columns.schema.metadata or {}).get(b"keypoint_names", b"[]"))
+    keys = json_of(columns.schema, "keypoint_names", names[0] if names else "the file") or []
 
     def values(name: str, there: bool) -> list:
         return columns[name].to_pylist() if there else [None] * len(columns)

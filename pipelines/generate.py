@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import load as safetensors_load
@@ -145,7 +146,7 @@ class Trained:
             try:
                 state = checkpoints.load(step)
             except (UserError, ValueError, OSError) as error:
-                console.print(f"[yellow]{error}; it is left out[/]")
+                console.print(f"[yellow]{escape(str(error))}; it is left out[/]")
                 continue
             found += 1
             yield state
@@ -167,7 +168,7 @@ def opened(target: str) -> Trained:
     folder = open_folder(target)
     if not folder.exists("recipe.json"):
         raise UserError(f"{target} is not a run: no recipe.json in it")
-    recipe = recipes.from_json(folder.read("recipe.json").decode())
+    recipe = recipes.from_json(folder.read("recipe.json"))
     return Trained(folder, recipe, facts_of(folder, recipe))
 
 

@@ -297,7 +297,7 @@ def find_recipe(name: str) -> Recipe:
     return known[name]()
 
 
-def from_json(text: str) -> Recipe:
+def from_json(text: str | bytes) -> Recipe:
     """The recipe that `to_json` wrote. Raises UserError where it is damaged, or of another version of the project."""
     try:
         fields = dict(json.loads(text))
@@ -305,22 +305,24 @@ def from_json(text: str) -> Recipe:
         config = load_method(method.pop("name")).Config
         data = pydantic.TypeAdapter(Data).validate_python(fields.pop("data"))
         kind: Any = VIEWS[data.media]
-        rest = {name: pydantic.TypeAdapter(as_is).validate_python(fields[name]) for name, as_is in _PLAIN.items()}
+        plain = {
+            name: pydantic.TypeAdapter(_PLAIN[name]).validate_python(fields[name]) for name in _PLAIN.keys() & fields
+        }
         return Recipe(
             method=pydantic.TypeAdapter(config).validate_python(method),
             data=data,
             views=pydantic.TypeAdapter(dict[str, kind]).validate_python(fields.pop("views")),
             optimizers=pydantic.TypeAdapter(dict[str, Optimizer]).validate_python(fields.pop("optimizers")),
-            **{**fields, **rest},
+            **{**fields, **plain},
         )
     except pydantic.ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
-        raise UserError(f"recipe.json {DAMAGED} ({error.title}: {wrong})") from error
+        raise UserError(f"{DAMAGED} ({error.title}: {wrong})") from error
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise UserError(f"recipe.json {DAMAGED} ({type(error).__name__}: {str(error)[:200]})") from error
+        raise UserError(f"{DAMAGED} ({type(error).__name__}: {str(error)[:200]})") from error
 
 
-DAMAGED = "is damaged, or of another version of the project: restore it, or give another --run.name"
+DAMAGED = "recipe.json does not fit this version of the project, or is damaged: restore it, or give another --run.name"
 _PLAIN: dict[str, Any] = {
     "backbone": str,
     "epochs": int,

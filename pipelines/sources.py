@@ -18,9 +18,11 @@ import io
 import json
 import posixpath
 import re
+import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -52,6 +54,12 @@ NOUNS: Mapping[Media, str] = {"image": "images", "video": "videos", "take": "mom
 """What samples are called."""
 PER_GROUP = 512  # files of a folder, or samples of a tar, that are read together
 MOST_PIXELS = 178_956_970  # beyond this an image is taken for a decompression bomb, as Pillow does
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""What Pillow may open: the formats of `IMAGES`. Some others are programs, which it hands to Ghostscript."""
+MOST_EXPANSION = 100  # times its size in the file that a row group may take in memory; more is a decompression bomb
+ALWAYS = 2**30  # bytes that a row group may take, however small it is in the file
+MOST_ROWS = 2**20  # rows, or frames of a take, that a Parquet file may declare beyond one for each of its bytes
+PORTION = 16  # rows of a compressed row group that are read before their size is looked at
 REQUESTS = 16  # at a time, to an object store
 
 
@@ -320,6 +328,7 @@ def check_bad(bad: Sequence[Bad], total: int, max_bad: float) -> None:
 
 # --------------------------------------------------------------------------------------------- decoding
 
+_HIGH = 1 if sys.byteorder == "little" else 0  # which byte of 16 bits is the upper one
 _decode_fast = getattr(torchvision.io, "decode_image", None)  # deprecated in 0.29; the same pixels as Pillow, faster
 
 
@@ -348,11 +357,11 @@ def _decoded(encoded: bytes) -> Tensor:
             image = _decode_fast(
                 torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode="RGB", apply_exif_orientation=True
             )
-            return image if image.dtype == torch.uint8 else (image.int() >> 8).to(torch.uint8)
+            return image if image.dtype == torch.uint8 else image.view(torch.uint8)[..., _HIGH::2]
         except RuntimeError:  # Pillow reads more variants, and says better what is wrong
             pass
     try:
-        with Image.open(io.BytesIO(encoded)) as file:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as file:
             _check_pixels(*file.size)
             upright = ImageOps.exif_transpose(file)
             if upright.mode.startswith("I"):  # 16 bits, which convert would clip
@@ -371,7 +380,8 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _header(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a PNG, JPEG or plain WebP, microseconds instead of Pillow's tens; None for all else."""
+    """(width, height) of a PNG, JPEG or plain WebP, microseconds instead of Pillow's tens; None for all else, and for a
+    JPEG of which decoders may find another frame header than this does."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8L":
@@ -385,6 +395,8 @@ def _header(data: bytes) -> tuple[int, int] | None:
             marker = data[at + 1]
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # start of frame
                 return int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7])
+            if marker <= 0x01 or 0xD0 <= marker <= 0xDA:  # no length follows, or no header any more
+                return None
             at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
     return None
 
@@ -504,18 +516,83 @@ def _classes(described: Sequence[_File], label: str) -> tuple[int | None, tuple[
     return max(len(names or ()), highest + 1), names
 
 
-def _describe(filesystem: str, path: str, data: Data) -> _File:
+@contextmanager
+def parquet_file(filesystem: str, path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file.
+
+    Raises:
+        UserError: one that is damaged, or declares more rows than it can hold.
+    """
     try:
-        with pq.ParquetFile(path, filesystem=_filesystem(filesystem)) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-            _check_columns(schema, path, data)
-            if data.label not in schema.names:
-                return _File(sizes, [], None)
-            column = _plain(file.read(columns=[data.label], use_threads=False)[data.label])
-    except pa.ArrowInvalid as error:
+        with _filesystem(filesystem).open_input_file(path) as content, pq.ParquetFile(content) as file:
+            rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            if min(rows, default=0) < 0:
+                raise UserError(f"{path} is damaged: a row group has {min(rows)} rows. Write it anew")
+            check_rows(sum(rows), "rows", path, content.size())
+            yield file
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a Parquet file, or is damaged: {_brief(error)}") from error
-    return _File(sizes, column.unique().drop_null().to_pylist(), _class_names(schema, data.label))
+
+
+def check_rows(count: int, what: str, path: str, size: int) -> None:
+    """Raises UserError where a file of `size` bytes declares more of something than it can hold."""
+    if count > MOST_ROWS + size:
+        raise UserError(f"{path} declares {count:,} {what} in {size:,} bytes: taken for a decompression bomb")
+
+
+def read_group(
+    file: pq.ParquetFile, part: int, where: str, columns: list[str] | None = None, rows: np.ndarray | None = None
+) -> pa.Table:
+    """Columns (None: all) of a row group at the ascending offsets `rows`, int64 (n,) (None: all).
+
+    Read in portions, so that what expands without bound is refused before it fills the memory: a row group takes
+    `ALWAYS` bytes or `MOST_EXPANSION` times its size in the file, whichever is more, and a portion besides.
+
+    Raises:
+        UserError: it takes more, or declares to, or has other rows than it declares.
+    """
+    group, schema = file.metadata.row_group(part), file.schema_arrow
+    prefixes = [f"{name}." for name in columns or []]
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    chunks = [one for one in chunks if columns is None or f"{one.path_in_schema}.".startswith(tuple(prefixes))]
+    most = max(ALWAYS, MOST_EXPANSION * sum(one.total_compressed_size for one in chunks))
+
+    def check(size: int) -> None:
+        if size > most:
+            raise UserError(
+                f"{where}: a row group expands to more than {most / 2**30:.0f} GiB, {MOST_EXPANSION} times its size in "
+                "the file: taken for a decompression bomb. If it is none, write it with smaller row groups"
+            )
+
+    check(sum(max(one.total_uncompressed_size, one.num_values) for one in chunks))
+    plain = all(one.compression == "UNCOMPRESSED" and not one.has_dictionary_page for one in chunks)
+    kept, first, size = [], 0, 0
+    for batch in file.iter_batches(PORTION * (16 if plain else 1), [part], columns, use_threads=False):
+        check(size := size + batch.nbytes)
+        if rows is None:
+            kept.append(batch)
+        elif len(wanted := rows[slice(*np.searchsorted(rows, [first, first + len(batch)]))]):
+            kept.append(batch if len(wanted) == len(batch) else batch.take(pa.array(wanted - first)))
+        first += len(batch)
+    if first != group.num_rows:
+        raise UserError(f"{where}: a row group has {first:,} rows and declares {group.num_rows:,}: write the file anew")
+    fields = [field for field in schema if columns is None or field.name in columns]
+    table = pa.Table.from_batches(kept, kept[0].schema if kept else pa.schema(fields))
+    return table.replace_schema_metadata(schema.metadata)
+
+
+def _describe(filesystem: str, path: str, data: Data) -> _File:
+    with parquet_file(filesystem, path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        _check_columns(schema, path, data)
+        if data.label not in schema.names:
+            return _File(sizes, [], None)
+        found: dict[int | str, None] = {}
+        most = 2**10 if pa.types.is_dictionary(kind := schema.field(data.label).type) or _is_string(kind) else 2**16
+        for batch in file.iter_batches(most, columns=[data.label], use_threads=False):
+            found |= dict.fromkeys(_plain(pa.chunked_array([batch[0].unique()])).drop_null().to_pylist())
+    return _File(sizes, list(found), _class_names(schema, data.label, path))
 
 
 def _check_columns(schema: pa.Schema, path: str, data: Data) -> None:
@@ -536,11 +613,7 @@ def _check_columns(schema: pa.Schema, path: str, data: Data) -> None:
         label = schema.field(data.label).type
         inner = label.value_type if pa.types.is_dictionary(label) else label
         if not (
-            pa.types.is_integer(inner)
-            or pa.types.is_boolean(inner)
-            or pa.types.is_null(inner)
-            or pa.types.is_string(inner)
-            or pa.types.is_large_string(inner)
+            pa.types.is_integer(inner) or pa.types.is_boolean(inner) or pa.types.is_null(inner) or _is_string(inner)
         ):
             raise UserError(f"{path}: column {data.label} is of type {label}, not a class: choose with --data.label")
 
@@ -549,28 +622,47 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Labels as int64 or strings."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    strings = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return column if strings else column.cast(pa.int64())
+    return column if _is_string(column.type) else column.cast(pa.int64())
 
 
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    metadata = schema.metadata or {}
-    if own := metadata.get(b"class_names"):
-        return tuple(json.loads(own))
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = (features.get(label) or {}).get("names")
-    return tuple(names) if names else None
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _class_names(schema: pa.Schema, label: str, path: str = "the file") -> tuple[str, ...] | None:
+    own = json_of(schema, "class_names", path)
+    if own is None:
+        own = json_of(schema, "huggingface", path)
+        for name in ("info", "features", label, "names"):
+            own = own.get(name) if isinstance(own, dict) else None
+    if not own:
+        return None
+    if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
+        raise UserError(f"{path}: the names of classes in the schema's metadata are no list of strings: write it anew")
+    return tuple(own)
+
+
+def json_of(schema: pa.Schema, name: str, path: str) -> Any:
+    """What the schema's metadata hold, as JSON, under `name`; None without it.
+
+    Raises:
+        UserError: not JSON.
+    """
+    try:
+        return json.loads((schema.metadata or {}).get(name.encode(), b"null"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: {name} in the schema's metadata is not JSON ({_brief(error)}): write it anew"
+        ) from None
 
 
 def _read_parquet(source: Source, group: Group, rows: np.ndarray) -> Encoded:
-    with pq.ParquetFile(group.path, filesystem=_filesystem(source.filesystem)) as file:
+    with parquet_file(source.filesystem, group.path) as file:
         before = sum(file.metadata.row_group(i).num_rows for i in range(group.part))
+        if file.num_row_groups <= group.part or file.metadata.row_group(group.part).num_rows != group.rows:
+            raise UserError(f"{group.path} is no longer what it was when the run began: start again")
         wanted = [name for name in (source.column, source.label) if name in file.schema_arrow.names]
-        table = file.read_row_group(group.part, columns=wanted, use_threads=False)
-    if table.num_rows != group.rows:
-        raise UserError(f"{group.path} is no longer what it was when the run began: start again")
-    if len(rows) < table.num_rows:
-        table = table.take(rows)
+        table = read_group(file, group.part, group.path, wanted, rows)
     column = table[source.column]
     files = (pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column).to_pylist()
     names = [f"{group.path}:{before + row}" for row in rows.tolist()]
@@ -591,11 +683,19 @@ def read_column(source: Source, name: str) -> Tensor:
     values = []
     for path in dict.fromkeys(group.path for group in source.groups):
         try:
-            column = pq.read_table(path, columns=[name], filesystem=_filesystem(source.filesystem))[name]
+            values.append(_column(source.filesystem, path, name))
         except (OSError, pa.ArrowException, KeyError) as error:
             raise UserError(f"{path} has no column {name} that could be read: {_brief(error)}") from error
-        values.append(column)
-    return torch.from_numpy(np.unique(pa.chunked_array(values).to_numpy(), return_inverse=True)[1].astype(np.int64))
+    column = np.concatenate([some.to_numpy() for some in values])
+    return torch.from_numpy(np.unique(column, return_inverse=True)[1].astype(np.int64))
+
+
+def _column(filesystem: str, path: str, name: str) -> pa.ChunkedArray:
+    """A whole column of a Parquet file. Raises KeyError without it."""
+    with parquet_file(filesystem, path) as file:
+        parts = [read_group(file, part, path, [name]) for part in range(file.num_row_groups)]
+        empty = file.schema_arrow.field(name).type
+    return pa.chunked_array([chunk for part in parts for chunk in part[name].chunks], empty)
 
 
 def read_labels(path: str, rows: int, classes: int) -> np.ndarray:
@@ -611,15 +711,18 @@ def read_labels(path: str, rows: int, classes: int) -> np.ndarray:
     try:
         if name.lower().endswith(".parquet"):
             filesystem, _, files = _list(name)
-            tables = [pq.read_table(file, columns=[column], filesystem=_filesystem(filesystem)) for file in files]
-            found = pa.concat_tables(tables)[column].to_numpy()
+            found = np.concatenate([_column(filesystem, file, column).to_numpy() for file in files])
         else:
             filesystem, _, files = _list(path)
             with _filesystem(filesystem).open_input_file(files[0]) as file:
                 content = io.BytesIO(file.read())
-            found = np.load(content) if path.lower().endswith(".npy") else np.loadtxt(content, ndmin=1)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise UserError(f"{told} cannot be read: {_brief(error)}") from error
+            npy = path.lower().endswith(".npy")
+            found = np.load(content, allow_pickle=False) if npy else np.loadtxt(content, ndmin=1)
+            if not isinstance(found, np.ndarray):
+                raise ValueError("it is a .npz, which holds several arrays")
+    except (OSError, pa.ArrowException, KeyError, ValueError, EOFError, MemoryError) as error:
+        expected = "an array of integers (.npy), one in each line of a text file, or FILE.parquet:COLUMN"
+        raise UserError(f"{told} cannot be read ({_brief(error)}): it is {expected}") from error
     if found.ndim != 1 or len(found) != rows:
         raise UserError(f"{told} holds {found.size:,} labels for {rows:,} rows of training data: it needs one for each")
     if found.dtype.kind not in "iuf" or not np.array_equal(found, found.astype(np.int64)):
@@ -679,7 +782,7 @@ def _scenes(filesystem: str, path: str, data: Data, class_names: tuple[str, ...]
     from pipelines.video import table
 
     scenes = []
-    with pq.ParquetFile(path, filesystem=_filesystem(filesystem)) as file:
+    with parquet_file(filesystem, path) as file:
         names = file.schema_arrow.names
         for option in ("take", "camera", *(["pose"] if data.pose else [])):
             if getattr(data, option) not in names:
@@ -692,7 +795,7 @@ def _scenes(filesystem: str, path: str, data: Data, class_names: tuple[str, ...]
         wanted = [data.take, data.camera, "num_frames" if counted else data.column]
         wanted += [data.label] if data.label in names else []
         for part in range(file.num_row_groups):
-            rows = file.read_row_group(part, columns=wanted, use_threads=False).to_pylist()
+            rows = read_group(file, part, path, wanted).to_pylist()
             by_take: dict[str, dict[str, int]] = {}
             for at, row in enumerate(rows):
                 cameras = by_take.setdefault(str(row[data.take]), {})
@@ -710,6 +813,8 @@ def _scenes(filesystem: str, path: str, data: Data, class_names: tuple[str, ...]
                 else:
                     moments = max(_length(table, rows[at][data.column]) for at in places)
                 scenes.append(_Scene(take, path, part, max(moments, 1)))
+        size = _filesystem(filesystem).get_file_info(path).size
+        check_rows(max((scene.moments for scene in scenes), default=0), "frames of a take", path, size or 0)
     return scenes
 
 
@@ -792,15 +897,26 @@ def read_take(source: Source, number: int, pose: str = "") -> Cameras:
 
     group, take = source.groups[number], source.takes[number]
     try:
-        with pq.ParquetFile(group.path, filesystem=_filesystem(source.filesystem)) as file:
+        with parquet_file(source.filesystem, group.path) as file:
             names = file.schema_arrow.names
             metadata = file.schema_arrow.metadata or {}
-            joints = tuple(json.loads(metadata.get(b"joint_names", b"[]")))
-            mirror = tuple(json.loads(metadata.get(b"joint_mirror", b"null")) or range(len(joints)))
-            parents = tuple(json.loads(metadata.get(b"joint_parents", b"null")) or [-1] * len(joints))
-            keypoints = json.loads(metadata.get(b"keypoint_names", b"[]"))
+
+            def listed(name: str, kind: type) -> list | None:
+                found = json_of(file.schema_arrow, name, group.path)
+                if found is None or (isinstance(found, list) and all(isinstance(one, kind) for one in found)):
+                    return found
+                raise UserError(f"{group.path}: {name} in the schema's metadata is no list: write it anew")
+
+            joints = tuple(listed("joint_names", str) or [])
+            mirror = tuple(listed("joint_mirror", int) or range(len(joints)))
+            parents = tuple(listed("joint_parents", int) or [-1] * len(joints))
+            if len(mirror) != len(joints) or any(not 0 <= other < len(joints) for other in mirror):
+                raise UserError(
+                    f"{group.path}: joint_mirror gives each of the {len(joints)} joints one of them: mend it"
+                )
+            keypoints = listed("keypoint_names", object) or []
             wanted = [source.column, *(name for name in (pose, "box", "keypoints", "num_frames") if name in names)]
-            rows = file.read_row_group(group.part, columns=wanted, use_threads=False).take(list(take.rows)).to_pydict()
+            rows = read_group(file, group.part, group.path, wanted).take(list(take.rows)).to_pydict()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{group.path} cannot be read (part {group.part}): {_brief(error)}") from error
 

@@ -39,9 +39,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-MOST_PIXELS = 178_956_970  # of one frame, stored or resized; more is taken for a decompression bomb, as of images
+MOST_PIXELS = 2**26  # 8192 x 8192, of one frame, stored or resized; more is a bomb: decoders hold up to 17 frames
 CONTAINERS = "avi,mov,mp4,matroska,webm,flv,asf,mpeg,mpegts,mpegvideo,ogg,ivf,nut,mxf,rm,dv"
 """What may be opened: files whose pictures lie within; no playlists, which name other files, no images, no text."""
+LIMITS = {"max_pixels": str(MOST_PIXELS)}
 TIMED = ("mov", "matroska", "flv")  # containers that store presentation times
 ALLOWED = 0.02  # of the frames that a container declares may be missing (one always may): some count wrongly
 
@@ -141,7 +142,11 @@ def _opened(encoded: bytes) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise ValueError("empty: no bytes")
     try:
         container = av.open(
-            io.BytesIO(encoded), "r", metadata_errors="replace", container_options={"format_whitelist": CONTAINERS}
+            io.BytesIO(encoded),
+            "r",
+            metadata_errors="replace",
+            options=LIMITS,  # also of the decoders that look at the first packets
+            container_options={"format_whitelist": CONTAINERS},
         )
     except (av.FFmpegError, ValueError) as error:
         raise ValueError(f"not a video file, or not a whole one (it begins with {bytes(encoded[:12])!r})") from error
@@ -384,6 +389,7 @@ def _frames(encoded: bytes, table: Table, fed: np.ndarray) -> Iterator[tuple[int
     needed = np.cumsum(np.concatenate([[0], ~table.spare]))  # (P + 1,)
     with _opened(encoded) as (container, stream):
         context = stream.codec_context
+        context.options = dict(LIMITS)  # a stream's frames may be larger than its container says
         context.thread_type = "NONE"
         context.thread_count = 1
         before = -1
