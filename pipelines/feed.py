@@ -7,6 +7,7 @@ Legend: N usable samples, B global batch, W ranks, b = B / W share of a rank, S 
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -135,6 +136,10 @@ class ResidentFeed:
             if ready is not None:
                 yield add_views(ready, self.views, self.seed, epoch)
 
+    def made(self) -> float:
+        """There are no data tasks."""
+        return 0.0
+
     def _taken(self, rows: Tensor) -> dict[str, Tensor]:
         picked = {name: column.index_select(0, rows) for name, column in self.columns.items()}
         if self.device.type == "cpu" or self.columns["image"].is_cuda:
@@ -251,6 +256,7 @@ class StreamFeed:
         self.noisy = noisy
         self.nodes = nodes
         self.steps = len(usable) // share.batch_size
+        self.rows, self.seconds = 0, 0.0  # made by data tasks, since `made` was asked
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         size = self.share.size
@@ -296,26 +302,39 @@ class StreamFeed:
         from ray.data import ExecutionOptions, ExecutionResources
 
         stage = stage_of(self.source, self.data, self.views if self.views_on_data else {}, self.seed, epoch)
-        dataset = piecewise(pieces, stage, task_cpus=self.task_cpus, most=self.rows_of_a_task(pieces))
+        dataset = piecewise(pieces, Timed(stage), task_cpus=self.task_cpus, most=self.rows_of_a_task(pieces))
         dataset.context.execution_options = ExecutionOptions(
             preserve_order=True,
             resource_limits=ExecutionResources(cpu=self.cpus),
             label_selector=dict(self.nodes) if self.nodes else None,
         )
-        yield from blocks_of(dataset)
+        for block in blocks_of(dataset):
+            self.rows += len(block["index"])
+            self.seconds += float(block.pop("seconds").sum())
+            yield block
+
+    def made(self) -> float:
+        """Samples a second that the data tasks can make on their CPUs, by the time of those that ended since the last
+        call; more than are taken of them where they wait. 0: none ended."""
+        rows, seconds = self.rows, self.seconds
+        self.rows, self.seconds = 0, 0.0
+        return rows / seconds * self.cpus / self.task_cpus if rows else 0.0
 
 
 class SideBySide:
     """Several feeds as one: a batch is theirs one after the other. An elastic run has as many feeds as it may have
     workers, each rank some of them, so that batches are the same with any number of workers."""
 
-    def __init__(self, feeds: Sequence[Feed]) -> None:
+    def __init__(self, feeds: Sequence[ResidentFeed | StreamFeed]) -> None:
         self.feeds = feeds
         self.steps = feeds[0].steps
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for parts in zip(*(feed.batches(epoch, start) for feed in self.feeds), strict=True):
             yield {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def made(self) -> float:
+        return sum(feed.made() for feed in self.feeds)
 
 
 def stage_of(source: Source, data: Data, views: Views, seed: int, epoch: int) -> Stage:
@@ -335,6 +354,19 @@ def inspection_of(source: Source, data: Data, keep: bool, views: Views) -> Stage
     if source.media == "take":
         return InspectTakes(source, data, views)
     return Decode(source, data.size, keep)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A data stage whose rows have `seconds` too: the time that the task took, in equal parts."""
+
+    stage: Stage
+
+    def __call__(self, pieces: list[Piece]) -> dict[str, np.ndarray]:
+        start = time.perf_counter()
+        columns = self.stage(pieces)
+        rows = len(columns["index"])
+        return columns | {"seconds": np.full(rows, (time.perf_counter() - start) / max(rows, 1))}
 
 
 def piecewise(pieces: list[Piece], stage: Stage, *, task_cpus: float, most: int = 256) -> Any:

@@ -164,7 +164,8 @@ class Meter:
         self.steps += 1
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """Means over the steps and over all ranks, with images/s. A meter is read once.
+        """Means over the steps and over all ranks, with images/s: in all, and if no step waited for data. A meter is
+        read once.
 
         Raises:
             NotFinite: with the step and the term, on all ranks alike.
@@ -180,14 +181,20 @@ class Meter:
         seconds = time.perf_counter() - self.seconds
         out = dict(zip(self.names, means, strict=True))
         out["images_per_second"] = self.steps * batch_size / seconds
+        out["step_images_per_second"] = self.steps * batch_size / max(seconds - self.waited, 1e-9)
         out["waiting_for_data"] = self.waited / seconds
         return out
 
 
-def memory() -> dict[str, float]:
-    """Peak of the GPU since the start, or this process's resident memory, in MiB."""
+def usage() -> dict[str, float]:
+    """Peak of the GPU since the start, or this process's resident memory, in MiB; and the share of the last moments in
+    which the GPU had work, where NVIDIA's library tells."""
     if torch.cuda.is_available():
-        return {"gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20}
+        peak = {"gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20}
+        try:
+            return peak | {"gpu_utilization": torch.cuda.utilization() / 100}
+        except (ModuleNotFoundError, RuntimeError):
+            return peak
     return {"memory_mib": psutil.Process().memory_info().rss / 2**20}
 
 
@@ -243,7 +250,7 @@ def train(
                 values, meter = meter.read(training.batch_size), Meter()
                 several = len(training.optimizers) > 1
                 rates = {f"lr.{turn}" if several else "lr": rate for turn, rate in training.rates.items()}
-                on_log(clock, values | rates | memory())
+                on_log(clock, values | rates | usage())
             if save:
                 stop = end and on_epoch(training.clock(), batch)
                 checkpoint(end)

@@ -21,7 +21,7 @@ from methods.metrics.knn import knn
 from methods.parts import evaluating, set_batch_norm
 from pipelines.errors import UserError
 from pipelines.features import central
-from pipelines.feed import Feed, ResidentFeed, Share, SideBySide, StreamFeed, bytes_of, gathered
+from pipelines.feed import ResidentFeed, Share, SideBySide, StreamFeed, bytes_of, gathered
 from pipelines.loop import NotFinite, Training, collapse, train
 from pipelines.place import Place, selector, threads
 from pipelines.recipe import Recipe, Run
@@ -201,7 +201,7 @@ def rank_loop(task: Task) -> None:
             log_steps=run.log_steps,
             checkpoint_steps=run.checkpoint_steps,
             stop_epoch=run.stop_epoch,
-            on_log=recorder.log,
+            on_log=lambda clock, values: recorder.log(clock, values, feed.made() * ranks),
             on_epoch=recorder.epoch,
             on_first=recorder.views,
             checkpoint=checkpoint,
@@ -209,7 +209,7 @@ def rank_loop(task: Task) -> None:
         )
 
 
-def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
+def make_feed(task: Task, share: Share, device: torch.device) -> ResidentFeed | StreamFeed | SideBySide:
     recipe, place = task.recipe, task.place
     if place.feed == "stream":
         most = WINDOW if recipe.data.media == "image" else max(1, WINDOW_BYTES // bytes_of(recipe.views_used))
@@ -251,6 +251,11 @@ def make_feed(task: Task, share: Share, device: torch.device) -> Feed:
         noisy=None if task.noisy is None else task.noisy.to(index.device),
         balance=recipe.balance,
     )
+
+
+SYSTEM = {"images_per_second", "step_images_per_second", "data_images_per_second", "waiting_for_data"}
+SYSTEM |= {"memory_mib", "gpu_memory_mib", "gpu_utilization"}
+"""What is of the machines, and has curves of its own."""
 
 
 class Recorder:
@@ -318,14 +323,16 @@ class Recorder:
 
         return show
 
-    def log(self, clock: Clock, values: dict[str, float]) -> None:
+    def log(self, clock: Clock, values: dict[str, float], made: float) -> None:
+        """`made`: samples a second that the data stages of all ranks make, if any."""
         if not self.first:
             return
         step = clock.step + 1
+        values = values | ({"data_images_per_second": made} if made else {})
         self.file.write(json.dumps({"step": step, "epoch": clock.epoch, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():
-            self.board.add_scalar(f"train/{name}", value, step)
+            self.board.add_scalar(f"{'system' if name in SYSTEM else 'train'}/{name}", value, step)
         loss = next(value for name, value in values.items() if name.startswith("loss"))
         told = {name: values[name] for name in ("images_per_second", "waiting_for_data")}
         self.task.board.say.remote({"step": step, "loss": loss, **told})

@@ -5,11 +5,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests are about the CPU, also where there is a GPU
@@ -61,3 +63,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Training and test Parquet: 330 and 80 images of 16 px, 4 classes."""
     folder = tmp_path_factory.mktemp("images")
     return write_images(folder / "train.parquet", 330), write_images(folder / "test.parquet", 80, seed=1)
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """To the bit, through all of a checkpoint."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}.{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where

@@ -1,143 +1,17 @@
 """On a real head, in processes of its own: token authentication, the job's log, exit codes, a token that is wrong."""
 
-import os
-import secrets
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
+import heads
 import pytest
-
-ROOT = Path(__file__).parents[2]
-TOKEN = secrets.token_hex(16)  # not written here: a file that holds the cluster's token is not sent
-
-
-@dataclass(frozen=True)
-class Head:
-    address: str
-    environment: dict[str, str]
-    """With the right token."""
-    folder: Path
-    """Of Ray's sessions."""
-
-    def cluster(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """python -m cluster WORDS --address ..., with `variables` set; an empty one is left out."""
-        environment = {name: value for name, value in (self.environment | variables).items() if value}
-        own, cut, command = list(words), [], []
-        if "--" in own:
-            own, cut, command = own[: own.index("--")], ["--"], own[own.index("--") + 1 :]
-        arguments = [sys.executable, "-m", "cluster", *own, "--address", self.address, *cut, *command]
-        return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-
-
-def free_ports(count: int) -> list[int]:
-    """Held all at once, so that they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(closing(socket.socket())) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def until(condition: Callable[[], bool], head: subprocess.Popen[bytes], log: Path, seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert head.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.2)
-
-
-def answers(address: str) -> bool:
-    request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {TOKEN}"})
-    try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+from heads import TOKEN, Head
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """One CPU, all of it on loopback and on ports of its own; its processes, and no others, are ended afterwards."""
-    scratch = tmp_path_factory.mktemp("head")
-    (scratch / "right").write_text(TOKEN)
-    (scratch / "right").chmod(0o600)
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = inherited | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # a job's `python` is this one
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(scratch / "right"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    gcs, dashboard, agent, *others = free_ports(7)
-    options = {
-        "--port": gcs,
-        "--dashboard-host": "127.0.0.1",
-        "--dashboard-port": dashboard,
-        "--dashboard-agent-listen-port": agent,
-        "--dashboard-agent-grpc-port": others[0],
-        "--runtime-env-agent-port": others[1],
-        "--metrics-export-port": others[2],
-        "--ray-client-server-port": others[3],
-        "--min-worker-port": 0,
-        "--max-worker-port": 0,
-        "--node-ip-address": "127.0.0.1",
-        "--num-cpus": 1,
-        "--object-store-memory": 100_000_000,
-    }
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # short: sockets lie in it
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--temp-dir", folder]
-        log = scratch / "head.txt"
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                [*command, *(f"{name}={value}" for name, value in options.items())],
-                cwd=scratch,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        address = f"http://127.0.0.1:{dashboard}"
-        try:
-            until(lambda: answers(address) and listens(agent), process, log)
-            yield Head(address, environment, Path(folder))
-        finally:
-            end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends `process` and all that it started: asks first, then kills by process ID."""
-    try:
-        started = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        started = []
-    process.terminate()  # Ray then ends its own processes
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, alive = psutil.wait_procs(started, timeout=10)
-    for left in alive:
-        left.kill()  # psutil looks at the start time too: another process of the same ID is left alone
-    psutil.wait_procs(alive, timeout=10)
+    with heads.head(tmp_path_factory.mktemp("head")) as it:
+        yield it
 
 
 @pytest.mark.ray

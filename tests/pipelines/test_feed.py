@@ -120,6 +120,7 @@ def test_stream_is_exact_from_any_step_and_agrees_with_resident(
         feed = stream(rank, 2)
         whole = list(feed.batches(1))
         assert len(whole) == feed.steps == 10
+        assert feed.made() > 0 == feed.made()  # of what has come since it was asked
         late = list(feed.batches(1, start=7))  # 7 * 16 = 112 rows: one window whole, and a part
         for a, b in zip(late, whole[7:], strict=True):
             assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

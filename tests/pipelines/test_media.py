@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import moving
-from test_pretrain import assert_equal, checkpoints_of, final, killer, run
+from conftest import assert_equal, moving
+from test_pretrain import checkpoints_of, final, killer, run
 from videos import encoded_video
 
 from methods import multiview, temporal

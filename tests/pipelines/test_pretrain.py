@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import write_images
+from conftest import assert_equal, write_images
 
 from methods import artifacts, autoencoder, sce
 from methods.method import Facts
@@ -29,7 +29,7 @@ from pipelines.recipe import Recipe, Run
 from pipelines.sources import Data
 from pipelines.storage import Checkpoints, open_folder
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
 
 
 def recipe(images: tuple[Path, Path], **fields: Any) -> Recipe:
@@ -77,22 +77,6 @@ def final(storage: Path, name: str) -> dict[str, Any]:
     return state
 
 
-def assert_equal(a: Any, b: Any, where: str = "") -> None:
-    """To the bit, through all of a checkpoint."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, (list, tuple)):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{where}.{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
 def lines(storage: Path, name: str) -> list[dict[str, float]]:
     path = storage / name / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -107,7 +91,7 @@ def killer(folder: Path, ready: Callable[[Path], bool], killed: list[int]) -> th
     """Sends SIGKILL to a training worker of the run in `folder` once it is `ready`, and notes its newest checkpoint."""
 
     def watch() -> None:
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 240
         while time.monotonic() < limit and not killed:
             if ready(folder):
                 workers = [
@@ -158,6 +142,9 @@ def test_a_run_leaves_what_it_promises(undisturbed: dict[str, tuple[Path, str]])
     steps = [line for line in written if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 41))
     assert {"loss", "lr", "teacher_momentum", "images_per_second", "waiting_for_data", "memory_mib"} <= steps[0].keys()
+    assert all(line["step_images_per_second"] >= line["images_per_second"] for line in steps)
+    assert not any("data_images_per_second" in line for line in steps)
+    assert any(line.get("data_images_per_second", 0) > 0 for line in lines(storage, "stream"))
     ends = [line for line in written if "features/feature_std" in line]
     assert [line["epoch"] for line in ends] == [0, 1, 2, 3]
     assert {f"features/{n}" for n in ("feature_std", "effective_rank", "alignment", "uniformity")} <= ends[0].keys()
@@ -168,6 +155,9 @@ def test_a_run_leaves_what_it_promises(undisturbed: dict[str, tuple[Path, str]])
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     assert {"views/online", "views/target"} <= set(events.Tags()["images"])
+    assert {f"system/{n}" for n in ("images_per_second", "waiting_for_data", "memory_mib")} <= set(
+        events.Tags()["scalars"]
+    )
     curve = events.Scalars("train/loss")
     assert [e.step for e in curve] == list(range(1, 41))
     assert curve[-1].value == pytest.approx(steps[-1]["loss"], rel=1e-6)

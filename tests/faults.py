@@ -1,0 +1,395 @@
+"""Runs on clusters of this machine that lose processes and nodes, and a long one: each is compared with one that was
+left alone.
+
+    python tests/faults.py kills --rounds 20     SIGKILL at random moments to a worker, a data process, the driver, or
+                                                 whoever writes a checkpoint
+    python tests/faults.py nodes                 a job on two nodes, of which one is lost; and a sweep
+    python tests/faults.py elastic               1, then 2, then 1 workers, as a node comes and is lost
+    python tests/faults.py soak --minutes 30     memory and files of every process, and what is left behind
+"""
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Annotated, Any
+
+import heads
+import psutil
+import tyro
+from conftest import assert_equal
+from heads import ROOT, Head
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.storage import Checkpoints, open_folder
+
+console = Console(highlight=False, soft_wrap=True)
+LIMIT = 600.0
+"""Seconds that anything may take: beyond it hangs."""
+VICTIMS = {
+    "worker": re.compile(r"ray::.*RayTrainWorker"),
+    "data process": re.compile(r"ray::.*(Map|Read|Split|Block)"),
+    "checkpoint": re.compile(r"ray::.*RayTrainWorker"),
+    "driver": re.compile(r"-m pipelines pretrain"),
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    train: str = ""
+    """Files of training images. Empty: CIFAR-10's below RAYSSL_DATA, else shapes that are made."""
+    keep: Path | None = None
+    """A new folder for the runs and logs. None: a temporary one."""
+
+
+@dataclass(frozen=True)
+class Kills:
+    images: Annotated[Images, tyro.conf.arg(name="")] = Images()
+    rounds: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Nodes:
+    images: Annotated[Images, tyro.conf.arg(name="")] = Images()
+    grid: str = "prelax_table3b"
+    """Of the sweep, on its smoke profile. Empty: none."""
+
+
+@dataclass(frozen=True)
+class Elastic:
+    images: Annotated[Images, tyro.conf.arg(name="")] = Images()
+
+
+@dataclass(frozen=True)
+class Soak:
+    images: Annotated[Images, tyro.conf.arg(name="")] = Images()
+    minutes: float = 30.0
+
+
+@contextmanager
+def bench(images: Images, cpus: int, memory: int = 400_000_000) -> Iterator[tuple[Head, Path, str]]:
+    """(A cluster, a folder, the files of images)."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = images.keep or Path(made)
+        folder.mkdir(parents=True, exist_ok=images.keep is None)
+        files = images.train
+        if not files and (data := os.environ.get("RAYSSL_DATA")):
+            files = f"{data}/cifar10/train-*.parquet"
+        elif not files:
+            command = [sys.executable, "-m", "pipelines", "data", "shapes", "--images", "2400", "--to"]
+            subprocess.run([*command, str(folder / "shapes")], cwd=ROOT, check=True)
+            files = str(folder / "shapes" / "train-*.parquet")
+        variables = {"RAY_worker_niceness": "0"}
+        with heads.head(folder.resolve(), cpus, memory, **variables) as head:
+            yield head, folder.resolve(), files
+
+
+def recipe(files: str, folder: Path, name: str, *options: str) -> list[str]:
+    """`pretrain`'s words: 16 steps of 64 an epoch, each with a line, and a checkpoint every fourth."""
+    words = f"pretrain sce_cifar10 --data.train {files} --data.limit 1024 --backbone resnet20 --batch-size 64".split()
+    words += ["--data.test", "", "--run.storage", str(folder), "--run.name", name, "--run.threads", "1"]
+    return [*words, "--run.log-steps", "1", "--run.checkpoint-steps", "4", *options]
+
+
+def begin(head: Head, log: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    """`python -m pipelines WORDS` as a driver beside the cluster."""
+    environment = head.environment | {"RAY_ADDRESS": f"127.0.0.1:{head.port}", "COLUMNS": "200"}
+    with log.open("a") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines", *words], cwd=ROOT, env=environment, stdout=output, stderr=output
+        )
+
+
+def ended(process: subprocess.Popen[bytes], log: Path) -> float:
+    """Waits for success -> seconds."""
+    start = time.monotonic()
+    code = process.wait(LIMIT)
+    assert code == 0, f"exit code {code}\n{log.read_text()}"
+    return time.monotonic() - start
+
+
+def final(run: Path) -> dict[str, Any]:
+    state, broken = Checkpoints(open_folder(str(run / "checkpoints"))).newest()
+    assert state is not None and not broken, broken
+    return state
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Of metrics.jsonl, those of steps; a last one that is being written is left out."""
+    path = run / "metrics.jsonl"
+    found = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in map(json.loads, (text for text in found if text.endswith("\n"))) if "loss" in line]
+
+
+def step(run: Path) -> int:
+    return int(lines(run)[-1]["step"]) if lines(run) else 0
+
+
+def compared(run: Path, alone: Path) -> str:
+    """ "same" where both ended with the same state to the bit, and each step has one line; else what differs."""
+    try:
+        assert_equal(final(run), final(alone))
+        assert [line["step"] for line in lines(run)] == [line["step"] for line in lines(alone)], "steps"
+    except AssertionError as error:
+        return f"DIFFERS: {str(error).splitlines()[0][:100]}"
+    return "same"
+
+
+# ------------------------------------------------------------------------------------------------ kills
+
+
+def struck(kind: str, after: float, driver: subprocess.Popen[bytes], head: Head, run: Path) -> str:
+    """After so many seconds, and once there is one, kills a victim -> where the run stood; "" where it was over."""
+    moment = time.monotonic() + after
+    while driver.poll() is None:
+        if time.monotonic() < moment:
+            time.sleep(0.05)
+            continue
+        if kind == "checkpoint" and not any(name.endswith(".tmp") for name in names(run / "checkpoints")):
+            time.sleep(0.0005)
+            continue
+        among = [psutil.Process(driver.pid)] if kind == "driver" else head.processes()
+        victims = [process for process in among if VICTIMS[kind].search(called(process))]
+        if not victims:
+            time.sleep(0.05)
+            continue
+        for victim in victims if kind == "checkpoint" else victims[:1]:
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(signal.SIGKILL)
+        left = sum(name.endswith(".tmp") for name in names(run / "checkpoints"))
+        return f"step {step(run)}" + (f", {left} half written" if left else "")
+    return ""
+
+
+def names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def called(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def kills(options: Kills) -> int:
+    random = Random(options.seed)
+    table = Table("round", "victim", "feed", "struck", "went on", "s", "s alone", "weights", title="SIGKILL")
+    failures = 0
+    with bench(options.images, 4) as (head, folder, files):
+        alone: dict[str, float] = {}
+        for feed in ("stream", "resident"):
+            log = folder / f"{feed}.log"
+            words = recipe(files, folder, feed, "--epochs", "4", "--run.workers", "2", "--run.feed", feed)
+            alone[feed] = ended(begin(head, log, words), log)
+            console.print(f"{feed} alone: {alone[feed]:.0f} s, {step(folder / feed)} steps")
+        for number in range(options.rounds):
+            kind = list(VICTIMS)[number % len(VICTIMS)]
+            feed = "stream" if kind == "data process" else random.choice(["stream", "resident"])
+            run, log = folder / f"round{number}", folder / f"round{number}.log"
+            words = recipe(files, folder, run.name, "--epochs", "4", "--run.workers", "2", "--run.feed", feed)
+            start = time.monotonic()
+            process = begin(head, log, words)
+            where = struck(kind, random.uniform(0, 0.8 * alone[feed]), process, head, run)
+            how = "by itself"
+            try:
+                if process.wait(LIMIT) != 0:
+                    how = "resumed"
+                    ended(begin(head, log, [*words, "--run.resume"]), log)
+                outcome = compared(run, folder / feed)
+            except (AssertionError, subprocess.TimeoutExpired) as error:
+                process.kill()
+                outcome = f"FAILED: {str(error)[:200]}"
+            failures += outcome != "same"
+            row = (str(number), kind, feed, where or "over before", how, f"{time.monotonic() - start:.0f}")
+            table.add_row(*row, f"{alone[feed]:.0f}", outcome)
+            console.print(" | ".join((*row, outcome)))
+    console.print(table)
+    return failures
+
+
+# ------------------------------------------------------------------------------------------------ nodes
+
+
+def submitted(head: Head, log: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    with log.open("a") as output:
+        command = head.command("submit", "--env", "RAY_worker_niceness=0", "--", *words)
+        return subprocess.Popen(command, cwd=ROOT, env=head.environment, stdout=output, stderr=output)
+
+
+def reached(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    heads.until(condition, process, log, LIMIT)
+
+
+def nodes(options: Nodes) -> int:
+    """A worker takes 1.5 of a node's 2 CPUs, so that each node has one. Where one is lost, a new one comes."""
+    failures = 0
+    with bench(options.images, 2) as (head, folder, files):
+        node, seconds = head.add(2), {}
+        for name in ("alone", "struck"):
+            log = folder / f"{name}.log"
+            own = ["--run.workers", "2", "--run.cpus", "1.5", "--run.feed", "resident", "--epochs", "8"]
+            start, process = time.monotonic(), submitted(head, log, recipe(files, folder, name, *own))
+            if name == "struck":
+                reached(lambda: step(folder / "struck") >= 64, process, log)
+                console.print(f"node killed at step {step(folder / 'struck')}")
+                heads.kill(node)
+                node = head.add(2)
+            ended(process, log)
+            seconds[name] = time.monotonic() - start
+        outcome = compared(folder / "struck", folder / "alone")
+        failures += outcome != "same"
+        lost = seconds["struck"] - seconds["alone"]
+        console.print(f"pretrain: {outcome}; {seconds['alone']:.0f} s alone, {lost:.0f} s lost")
+        if options.grid:
+            failures += sweeps(options.grid, head, folder, files, node)
+    return failures
+
+
+def sweeps(grid: str, head: Head, folder: Path, files: str, node: subprocess.Popen[bytes]) -> int:
+    """A node is lost once a third of the trials are done. The tables are compared."""
+    seconds, tables = {}, {}
+    test = files.replace("train-", "test-")
+    for name in ("sweep alone", "sweep struck"):
+        log, run = folder / f"{name}.log", folder / name.replace(" ", "-")
+        words = ["sweep", grid, "--profile", "smoke", "--data.train", files, "--data.test", test]
+        start = time.monotonic()
+        process = submitted(head, log, [*words, "--run.storage", str(folder), "--run.name", run.name])
+        if name == "sweep struck":
+            reached(lambda run=run: len(list(run.rglob("evaluation.json"))) >= 3, process, log)  # type: ignore[misc]
+            console.print("node killed")
+            heads.kill(node)
+            head.add(2)
+        ended(process, log)
+        seconds[name] = time.monotonic() - start
+        tables[name] = (run / "results.csv").read_text()
+    same = tables["sweep alone"] == tables["sweep struck"]
+    lost = seconds["sweep struck"] - seconds["sweep alone"]
+    console.print(
+        f"sweep {grid}: {'same' if same else 'DIFFERS'}; {seconds['sweep alone']:.0f} s alone, {lost:.0f} s lost"
+    )
+    return int(not same)
+
+
+# ------------------------------------------------------------------------------------------------ elastic
+
+
+def elastic(options: Elastic) -> int:
+    """Whole CPUs a worker; batch norm of 32 images everywhere, so that the number of workers makes no difference."""
+    own = ["--epochs", "12", "--run.cpus", "1", "--run.feed", "resident", "--batch-norm", "split:2"]
+    with bench(options.images, 1) as (head, folder, files):
+        run, log = folder / "elastic", folder / "elastic.log"
+        process = begin(head, log, recipe(files, folder, "elastic", *own, "--run.workers", "1:2"))
+        reached(lambda: step(run) >= 32, process, log)
+        node = head.add(1)
+        lineage = run / "lineage.jsonl"
+        reached(lambda: lineage.exists() and '"workers": 2' in lineage.read_text(), process, log)
+        grown = step(run)
+        reached(lambda: step(run) >= grown + 32, process, log)
+        console.print(f"node killed at step {step(run)}")
+        heads.kill(node)
+        ended(process, log)
+        log = folder / "fixed.log"
+        ended(begin(head, log, recipe(files, folder, "fixed", *own, "--run.workers", "1")), log)
+        console.print(lineage.read_text().strip())
+        mine, other = lines(run), lines(folder / "fixed")
+        once = [line["step"] for line in mine] == [*range(1, 12 * 16 + 1)]
+        worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(mine, other, strict=False))
+        console.print(f"each step once: {once}; largest difference of a loss from the fixed run's: {worst:.2%}")
+    return int(not once or worst > 0.05)
+
+
+# ------------------------------------------------------------------------------------------------ soak
+
+
+def kind_of(process: psutil.Process, driver: int) -> str:
+    words = called(process)
+    if process.pid == driver:
+        return "driver"
+    if found := re.search(r"ray::(\S+)", words):
+        return found[1].split("(")[0]
+    for name in ("raylet", "gcs_server", "dashboard/dashboard", "agent", "log_monitor", "monitor"):
+        if name in words:
+            return name
+    return "other"
+
+
+def shared() -> int:
+    return len(os.listdir("/dev/shm"))
+
+
+def soak(options: Soak) -> int:
+    """Memory is a process's own (USS, MiB), of each kind the largest; files are its descriptors."""
+    with bench(options.images, 4) as (head, folder, files):
+        run, log, before = folder / "soak", folder / "soak.log", shared()
+        words = recipe(files, folder, "soak", "--epochs", "100000", "--run.workers", "2", "--run.feed", "stream")
+        process = begin(head, log, words)
+        reached(lambda: step(run) >= 32, process, log)
+        samples: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
+        start = time.monotonic()
+        while (now := time.monotonic() - start) < 60 * options.minutes:
+            assert process.poll() is None, log.read_text()
+            of: dict[str, tuple[float, int]] = {}
+            for each in [psutil.Process(process.pid), *head.processes()]:
+                with suppress(psutil.Error):
+                    kind, held = kind_of(each, process.pid), of.get(kind_of(each, process.pid), (0.0, 0))
+                    memory, files_open = each.memory_full_info().uss / 2**20, each.num_fds()
+                    of[kind] = (max(held[0], memory), max(held[1], files_open))
+            for kind, (memory, files_open) in of.items():
+                samples[kind].append((now, memory, files_open))
+            time.sleep(10)
+        reached_step = step(run)
+        process.send_signal(signal.SIGINT)
+        process.wait(LIMIT)
+        table = Table(
+            "process", "MiB start", "middle", "end", "files start", "middle", "end", title=f"{reached_step} steps"
+        )
+        for kind, seen in sorted(samples.items()):
+            thirds = [seen[i * len(seen) // 3 : (i + 1) * len(seen) // 3] for i in range(3)]
+            if all(thirds):
+                told = [f"{statistics.median(one[at] for one in third):.0f}" for at in (1, 2) for third in thirds]
+                table.add_row(kind, *told)
+        console.print(table)
+        left = left_behind(head)
+    after = shared()
+    console.print(f"placement groups left: {left}; files in /dev/shm before and after: {before}, {after}")
+    return int(left != 0 or after > before)
+
+
+def left_behind(head: Head) -> int:
+    """Placement groups that still hold something."""
+    program = (
+        "import ray; from ray.util import placement_group_table as t; ray.init(logging_level='ERROR');"
+        "print(sum(one['state'] != 'REMOVED' for one in t().values()))"
+    )
+    environment = head.environment | {"RAY_ADDRESS": f"127.0.0.1:{head.port}"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def main() -> int:
+    """Exit code 1 where something differs."""
+    options = tyro.cli(Kills | Nodes | Elastic | Soak, description=__doc__)
+    does: dict[type, Callable[[Any], int]] = {Kills: kills, Nodes: nodes, Elastic: elastic, Soak: soak}
+    return int(does[type(options)](options) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
