@@ -24,8 +24,9 @@ class Board:
         self._failure: str | None = None
         self._crashes: set[str] = set()
         self._furthest = 0
-        self._more: int | None = None
-        self._leaving = False
+        self._nodes: set[str] = set()
+        self._why: str | None = None
+        self._left = False
         self._lines: list[str] = []
         self._epochs: list[dict[str, Any]] = []
 
@@ -54,20 +55,30 @@ class Board:
         """The last step that was ever told of."""
         return self._furthest
 
-    def grow(self, workers: int) -> None:
-        """There is room for so many."""
-        self._more = workers
+    def on(self, node: str) -> None:
+        """A worker is on that node."""
+        self._nodes.add(node)
+
+    def nodes(self) -> set[str]:
+        """Those of the workers."""
+        return self._nodes
+
+    def ask(self, why: str) -> None:
+        """The workers are to save and leave, for others to go on."""
+        self._why = why
 
     def asked(self) -> bool:
-        """Whether the workers are to leave for a larger number of them; who asks, leaves."""
-        self._leaving = self._more is not None
-        return self._leaving
+        return self._why is not None
 
-    def grown(self) -> int | None:
-        """For how many workers those before have left; None where they had not."""
-        more, self._more = self._more if self._leaving else None, None
-        self._leaving = False
-        return more
+    def leave(self) -> None:
+        """They do."""
+        self._left = True
+
+    def left(self) -> str | None:
+        """Why the group before has left; None where it had not. The next one begins."""
+        why = self._why if self._left else None
+        self._why, self._left, self._nodes = None, False, set()
+        return why
 
     def fail(self, text: str) -> None:
         self._failure = self._failure or text

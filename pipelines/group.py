@@ -34,7 +34,7 @@ AFTER_A_LOSS = 10.0
 SETTLING = 10.0
 """Seconds in which resources of workers that have ended, and nodes that have, become known."""
 LOOKING = 5.0
-"""Seconds between two looks at whether a running elastic run may grow."""
+"""Seconds between two looks at the nodes of a run, and at whether it may grow."""
 
 
 def available(run: Run, device: str, held: int = 0) -> float:
@@ -43,6 +43,21 @@ def available(run: Run, device: str, held: int = 0) -> float:
 
     free = ray.available_resources()
     return held + min(free.get(name, 0.0) / amount for name, amount in needs(run, device).items()) + 1e-6
+
+
+def draining() -> set[str]:
+    """IDs of nodes that are about to go: preempted, or no longer needed by whoever drains them. As Ray Train asks."""
+    from ray._private.state import state
+
+    return set(state.get_draining_nodes())
+
+
+def staying() -> list[dict[str, Any]]:
+    """The cluster's other nodes, as `ray.nodes()` has them."""
+    import ray
+
+    going = draining()
+    return [node for node in ray.nodes() if node["NodeID"] not in going]
 
 
 def awaited(run: Run, device: str, spare: float, minutes: float, say: Callable[[str], None]) -> int:
@@ -64,7 +79,7 @@ def awaited(run: Run, device: str, spare: float, minutes: float, say: Callable[[
     begun = enough = time.monotonic()
     try:
         while True:
-            there = room(run, device, ray.nodes(), spare)
+            there = room(run, device, staying(), spare)
             wanted, free = fitting(run, there), fitting(run, min(there, int(available(run, device))))
             now = time.monotonic()
             if wanted is not None:
@@ -90,8 +105,8 @@ def awaited(run: Run, device: str, spare: float, minutes: float, say: Callable[[
 
 
 @contextmanager
-def growing(run: Run, device: str, spare: float, workers: int, board: Any) -> Iterator[None]:
-    """While the body runs, tells the board when there is room for more workers."""
+def watched(run: Run, device: str, spare: float, workers: int, board: Any) -> Iterator[None]:
+    """While the body runs, asks workers to leave where a node of theirs is about to go, or there is room for more."""
     import ray
 
     done = threading.Event()
@@ -99,23 +114,28 @@ def growing(run: Run, device: str, spare: float, workers: int, board: Any) -> It
     def look() -> None:
         while not done.wait(LOOKING):
             try:
-                there = min(room(run, device, ray.nodes(), spare), int(available(run, device, workers)))
-                more = fitting(run, there)
-                if more is not None and more > workers:
-                    ray.get(board.grow.remote(more), timeout=5)
+                why = ""
+                if draining() & ray.get(board.nodes.remote(), timeout=5):
+                    why = "a node is about to go"
+                elif workers < run.most:
+                    there = min(room(run, device, staying(), spare), int(available(run, device, workers)))
+                    more = fitting(run, there)
+                    why = f"room for {more} workers" if more is not None and more > workers else ""
+                if why:
+                    ray.get(board.ask.remote(why), timeout=5)
                     return
+            except ray.exceptions.GetTimeoutError:
+                continue
             except ray.exceptions.RayError:  # the cluster is going away: the main thread says why
                 return
 
     thread = threading.Thread(target=look, daemon=True)
-    if workers < run.most:
-        thread.start()
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        if thread.is_alive():
-            thread.join(timeout=10)
+        thread.join(timeout=10)
 
 
 def reason(error: Exception) -> str:
@@ -188,7 +208,7 @@ def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow
                 with (
                     own_interrupt(),
                     TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-                    growing(run, place.device, spare, workers, board),
+                    watched(run, place.device, spare, workers, board),
                 ):
                     group(workers, scratch).fit()
             except (KeyboardInterrupt, SystemExit):  # Ray Train answers Ctrl-C by leaving the process
@@ -200,6 +220,7 @@ def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow
             except Exception as error:
                 if (failure := ray.get(board.failure.remote())) is not None:
                     raise UserError(failure) from None
+                ray.get(board.left.remote())
                 reached = ray.get(board.furthest.remote())
                 losses, furthest = (losses + 1 if reached <= furthest else 1), max(reached, furthest)
                 why = reason(error)
@@ -214,6 +235,7 @@ def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow
                 continue
             if (failure := ray.get(board.failure.remote())) is not None:
                 raise UserError(failure)
-            if (more := ray.get(board.grown.remote())) is None:
+            if (why := ray.get(board.left.remote())) is None:
                 return place
-            say(f"room for {more} workers: they go on")
+            minutes = AFTER_A_LOSS if run.wait is None else run.wait
+            say(f"{why}: workers leave, others go on")

@@ -221,9 +221,9 @@ def train(
         on_epoch: gets the clock after the epoch's last step, and that step's batch. Where it says True, on any rank,
             all stop there.
         on_first: gets the first batch.
-        checkpoint: called at the end of each epoch (True) and each `checkpoint_steps` (False), on all ranks, once
-            the steps before are known to be finite.
-        leaving: asked after each checkpoint. Where it says True, on any rank, all stop there.
+        checkpoint: called on all ranks, once the steps before are known to be finite: at the end of each epoch (True),
+            and each `checkpoint_steps` and before leaving (False).
+        leaving: asked after each reading. Where it says True, on any rank, all stop there.
         features: handed to the method's `before_epoch`.
 
     Raises:
@@ -251,10 +251,11 @@ def train(
                 several = len(training.optimizers) > 1
                 rates = {f"lr.{turn}" if several else "lr": rate for turn, rate in training.rates.items()}
                 on_log(clock, values | rates | usage())
-            if save:
                 stop = end and on_epoch(training.clock(), batch)
-                checkpoint(end)
-                if on_any_rank(stop or leaving(), training.device):
+                leave = on_any_rank(leaving(), training.device)
+                if save or leave:
+                    checkpoint(end and not leave)
+                if leave or (end and on_any_rank(stop, training.device)):
                     return
 
 

@@ -157,7 +157,7 @@ class Run:
     """Go on from the newest good checkpoint of this name."""
     workers: Workers = 1
     """Training processes; each takes an equal share of the batch. 4:16: as many as the cluster has room for, of 4, 8
-    and 16 (what divides the most): fewer after a node is lost, more at the next checkpoint after one came. The batch
+    and 16 (what divides the most): fewer after a node is lost, more soon after one came. The batch
     and the learning rate are the same with any number, and so is each batch's content."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: one GPU a worker where the cluster has that many, else the CPU."""

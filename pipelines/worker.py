@@ -174,6 +174,7 @@ def rank_loop(task: Task) -> None:
     )
     if state is not None:
         training.load_state(state)
+    task.board.on.remote(ray.get_runtime_context().get_node_id())
     with Recorder(task, training, first=rank == 0) as recorder, warnings.catch_warnings():
         warnings.showwarning = recorder.warned(warnings.showwarning)
         warnings.simplefilter("always", Advice)
@@ -190,10 +191,12 @@ def rank_loop(task: Task) -> None:
                 recorder.flush()
 
         def leaving() -> bool:
-            """For more workers, where nothing is lost by it, nor all is done."""
-            if rank != 0 or ranks == run.most or training.clock().epoch == (run.stop_epoch or recipe.epochs):
+            """Where the driver asks for it, and not all is done."""
+            if rank != 0 or training.clock().epoch == (run.stop_epoch or recipe.epochs):
                 return False
-            return checkpoints.steps()[-1:] == [training.step] and bool(ray.get(task.board.asked.remote()))
+            if asked := ray.get(task.board.asked.remote()):
+                ray.get(task.board.leave.remote())
+            return bool(asked)
 
         train(
             training,

@@ -17,7 +17,7 @@ from ray.train import WorkerGroupError
 import pipelines.group as group
 from pipelines.board import Board
 from pipelines.errors import UserError
-from pipelines.group import available, awaited, fit, growing
+from pipelines.group import available, awaited, fit, watched
 from pipelines.place import Place
 from pipelines.recipe import Elastic, Run, find_recipe
 from pipelines.storage import open_folder
@@ -34,13 +34,20 @@ class Cluster:
     now: float = 0.0
     demands: list[list[dict[str, float]]] = field(default_factory=list)
     removed: int = 0
+    going: set[str] = field(default_factory=set)
+    """Numbers of nodes that are about to go."""
+    looks: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    """One for each time that these are looked for."""
 
     def cpus(self) -> list[float]:
         return [cpus for since, cpus in self.nodes if since <= self.now]
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> "Cluster":
         def nodes() -> list[dict[str, Any]]:
-            return [{"Alive": True, "Resources": {"CPU": cpus}, "Labels": {}} for cpus in self.cpus()]
+            return [
+                {"NodeID": str(i), "Alive": True, "Resources": {"CPU": cpus}, "Labels": {}}
+                for i, cpus in enumerate(self.cpus())
+            ]
 
         def free() -> dict[str, float]:
             return {"CPU": sum(self.cpus()) - sum(cpus for until, cpus in self.held if self.now < until)}
@@ -56,6 +63,12 @@ class Cluster:
             self.now += seconds
 
         monkeypatch.setattr(ray, "nodes", nodes)
+
+        def draining() -> set[str]:
+            self.looks.release()
+            return self.going
+
+        monkeypatch.setattr(group, "draining", draining)
         monkeypatch.setattr(ray, "available_resources", free)
         placement = import_module("ray.util.placement_group")
         monkeypatch.setattr(placement, "placement_group", demand)
@@ -227,41 +240,68 @@ def test_an_elastic_run_shrinks_and_grows(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     def leave(_: int) -> None:
         cluster.nodes.append((0, 2))
-        board.grow(4)
+        board.ask("room for 4 workers")
         assert board.asked()
+        board.leave()
 
     def unasked(_: int) -> None:
-        board.grow(8)  # too late: nobody has left for it
+        board.ask("room for 8 workers")  # too late: nobody has left for it
 
     sizes, lines = trained(monkeypatch, tmp_path, [lost, leave, unasked], workers=Elastic(1, 8))
     assert sizes == [4, 2, 4]
-    assert lines[1] == "room for 4 workers: they go on"
+    assert lines[1] == "room for 4 workers: workers leave, others go on"
 
 
 def test_room_for_more_is_told_while_it_trains(monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
     Cluster([(0, 8)], [(99, 2.0)]).install(monkeypatch)
     monkeypatch.setattr(group, "LOOKING", 0.01)
-    told = threading.Event()
+    with watched(run(Elastic(1, 8)), "cpu", 0.0, 2, Actor(board)):
+        assert told(monkeypatch, board).wait(10)
+    board.leave()
+    assert board.left() == "room for 8 workers" and not board.asked()
 
-    def grow(workers: int) -> None:
-        Board.grow(board, workers)
-        told.set()
 
-    monkeypatch.setattr(board, "grow", grow)
-    with growing(run(Elastic(1, 8)), "cpu", 0.0, 2, Actor(board)):
-        assert told.wait(10)
-    assert board.asked() and board.grown() == 8
-    before = threading.active_count()
-    with growing(run(2), "cpu", 0.0, 2, Actor(board)):  # a fixed number: nobody looks
-        assert threading.active_count() == before
-    assert not board.asked() and board.grown() is None
+def told(monkeypatch: pytest.MonkeyPatch, board: Board) -> threading.Event:
+    """Set where the board is to ask for something."""
+    event, ask = threading.Event(), board.ask
+
+    def heard(why: str) -> None:
+        ask(why)
+        event.set()
+
+    monkeypatch.setattr(board, "ask", heard)
+    return event
+
+
+@pytest.mark.parametrize("workers", [2, Elastic(1, 4)])
+def test_a_node_that_is_about_to_go_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, board: Board, workers: int | Elastic
+) -> None:
+    """Another node than the workers' may go; nor are any started on one that goes."""
+    cluster = Cluster([(0, 2), (0, 2)], going={"1"}).install(monkeypatch)
+    monkeypatch.setattr(group, "LOOKING", 0.01)
+    heard = told(monkeypatch, board)
+
+    def notice(number: int) -> None:
+        assert number == 2
+        board.on("0")
+        assert all(cluster.looks.acquire(timeout=10) for _ in range(20)) and not board.asked()
+        cluster.going = {"0"}
+        assert heard.wait(10)
+        board.leave()
+
+    sizes, lines = trained(monkeypatch, tmp_path, [notice, lambda n: None], workers=workers)
+    assert sizes == [2, 2]
+    assert lines == ["a node is about to go: workers leave, others go on"]
 
 
 def test_the_board_forgets_what_nobody_left_for() -> None:
     board = Board()
-    assert not board.asked() and board.grown() is None
-    board.grow(4)
-    assert board.grown() is None and not board.asked()
+    assert not board.asked() and board.left() is None
+    board.ask("room for 4 workers")
+    assert board.asked() and board.left() is None and not board.asked()
+    board.on("a")
+    assert board.nodes() == {"a"} and board.left() is None and board.nodes() == set()
     assert board.furthest() == 0
     for step in (7, 3):
         board.say({"step": step})
