@@ -291,8 +291,8 @@ def sweeps(grid: str, head: Head, folder: Path, files: str, node: subprocess.Pop
 
 
 def elastic(options: Elastic) -> int:
-    """Whole CPUs a worker; batch norm of 32 images everywhere, so that the number of workers makes no difference."""
-    own = ["--epochs", "12", "--run.cpus", "1", "--run.feed", "resident", "--batch-norm", "split:2"]
+    """Whole CPUs a worker; no batch norm, whose statistics are of a worker's share of the batch."""
+    own = ["--epochs", "12", "--run.cpus", "1", "--run.feed", "resident", "--batch-norm", "none"]
     with bench(options.images, 1) as (head, folder, files):
         run, log = folder / "elastic", folder / "elastic.log"
         process = begin(head, log, recipe(files, folder, "elastic", *own, "--run.workers", "1:2"))
@@ -386,6 +386,7 @@ def left_behind(head: Head) -> int:
 
 def main() -> int:
     """Exit code 1 where something differs."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the clusters end too
     options = tyro.cli(Kills | Nodes | Elastic | Soak, description=__doc__)
     does: dict[type, Callable[[Any], int]] = {Kills: kills, Nodes: nodes, Elastic: elastic, Soak: soak}
     return int(does[type(options)](options) > 0)
