@@ -152,19 +152,17 @@ def compared(run: Path, alone: Path) -> str:
 
 
 def struck(kind: str, after: float, driver: subprocess.Popen[bytes], head: Head, run: Path) -> str:
-    """After so many seconds, and once there is one, kills a victim -> where the run stood; "" where it was over."""
-    moment = time.monotonic() + after
-    while driver.poll() is None:
-        if time.monotonic() < moment:
-            time.sleep(0.05)
-            continue
+    """After so many seconds, and once there is one, kills a victim -> where the run stood; "" where it was over, or
+    there was none in time."""
+    with suppress(subprocess.TimeoutExpired):
+        driver.wait(after)
+    limit = time.monotonic() + LIMIT
+    while driver.poll() is None and time.monotonic() < limit:
         if kind == "checkpoint" and not any(name.endswith(".tmp") for name in names(run / "checkpoints")):
-            time.sleep(0.0005)
-            continue
+            continue  # at once: they are there for milliseconds
         among = [psutil.Process(driver.pid)] if kind == "driver" else head.processes()
         victims = [process for process in among if VICTIMS[kind].search(called(process))]
         if not victims:
-            time.sleep(0.05)
             continue
         for victim in victims if kind == "checkpoint" else victims[:1]:
             with suppress(psutil.NoSuchProcess):
@@ -353,7 +351,8 @@ def soak(options: Soak) -> int:
                     of[kind] = (max(held[0], memory), max(held[1], files_open))
             for kind, (memory, files_open) in of.items():
                 samples[kind].append((now, memory, files_open))
-            time.sleep(10)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
         reached_step = step(run)
         process.send_signal(signal.SIGINT)
         process.wait(LIMIT)

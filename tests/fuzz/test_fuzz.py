@@ -3,7 +3,6 @@
 import ctypes
 import os
 import subprocess
-import time
 from pathlib import Path
 from random import Random
 
@@ -32,7 +31,7 @@ def crashes(name: str, content: bytes, folder: Path) -> str:
 
 def hangs(name: str, content: bytes, folder: Path) -> str:
     while True:
-        time.sleep(0)
+        pass
 
 
 def fills(name: str, content: bytes, folder: Path) -> str:

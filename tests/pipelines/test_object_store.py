@@ -21,10 +21,11 @@ from typing import Any, cast
 import pyarrow.fs
 import pytest
 import torch
+from heads import free_ports, listens, until
 
 from pipelines import storage
 from pipelines.errors import UserError
-from pipelines.storage import Checkpoints, Folder, open_folder
+from pipelines.storage import PATIENCE, Checkpoints, Folder, open_folder
 
 SERVER = shutil.which("moto_server", path=f"{sys.prefix}/moto/bin")  # others may be too old for pyarrow
 pytestmark = pytest.mark.skipif(SERVER is None, reason="no moto: make .venv/moto/.installed")
@@ -116,21 +117,14 @@ class Request(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(SERVER), "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    (port,) = free_ports(1)
+    log = tmp_path_factory.mktemp("moto") / "log.txt"
+    with log.open("w") as output:
+        command = [str(SERVER), "-H", "127.0.0.1", "-p", str(port)]
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        until = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < until, "moto's server does not start"
-                time.sleep(0.05)
+        until(lambda: listens(port), process, log)
         yield port
     finally:
         process.terminate()
@@ -161,13 +155,13 @@ def folder(proxy: Proxy, request: pytest.FixtureRequest) -> Folder:
     return pickle.loads(pickle.dumps(run / "checkpoints"))
 
 
-def hasty(folder: Folder, proxy: Proxy) -> Folder:
-    """The same, where pyarrow tries once and waits for a second: what is above sees each fault."""
+def hasty(folder: Folder, proxy: Proxy, wait: float = 60) -> Folder:
+    """The same, where pyarrow tries once and waits so many seconds for an answer: what is above sees each fault."""
     filesystem = pyarrow.fs.S3FileSystem(
         endpoint_override=f"127.0.0.1:{proxy.server_port}",
         scheme="http",
         region="us-east-1",
-        request_timeout=1,
+        request_timeout=wait,
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=1),
     )
     return Folder(filesystem, folder.path, folder.uri)
@@ -203,7 +197,7 @@ def test_what_is_saved_through_refusals_is_good(folder: Folder, proxy: Proxy) ->
 
 def test_a_stall_heals(folder: Folder, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
     """Longer than the time that an answer may take, and than the one repetition of pyarrow's own: twice each."""
-    checkpoints = Checkpoints(hasty(folder, proxy))
+    checkpoints = Checkpoints(hasty(folder, proxy, wait=5))
     checkpoints.save(1, state(1))
     proxy.heal()
     proxy.fault = lambda number, method, path: "stall" if number in (1, 2, 4, 5) else ""
@@ -234,7 +228,7 @@ def test_refusals_without_end_are_a_clear_error(
     start = time.monotonic()
     with pytest.raises(UserError) as told:
         checkpoints.save(2, state(2))
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60 < PATIENCE
     assert told.match(r"cannot write s3://bucket/\S+/step-00000002.pt \(.*SLOW_DOWN.*tried for 1 s")
     assert all(word in str(told.value) for word in ("check address, network and keys", "--run.resume"))
     proxy.fault = lambda number, method, path: SLOW
@@ -285,7 +279,6 @@ def test_a_save_that_fails_anywhere_leaves_a_good_one(
 ) -> None:
     """At each request that a save makes."""
     folder = hasty(folder / how.partition(" ")[0], proxy)
-    monkeypatch.setattr(storage, "PATIENCE", 0.0)
     checkpoints = Checkpoints(folder, keep=2)
     checkpoints.save(1, state(1))
     checkpoints.save(2, state(2))
@@ -296,7 +289,8 @@ def test_a_save_that_fails_anywhere_leaves_a_good_one(
             SLOW if number == n or (number > n and how != "one request") else ""
         )
         saved = False
-        with suppress(UserError):
+        with monkeypatch.context() as patch, suppress(UserError):
+            patch.setattr(storage, "PATIENCE", 0.0)
             checkpoints.save(step + 1, state(step + 1))
             saved = True
         reached = len(proxy.seen) >= failing
