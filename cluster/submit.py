@@ -56,6 +56,8 @@ PATHS = (
     *("--start-from", "--source", "--to"),
 )
 """Options that hold a path, of data or of results; code (--space) may be relative, as it is sent."""
+RESULTS = ("--run.storage", "--to")
+"""Of these, those that name a place even where empty; an empty path of data means that there are none."""
 REMEDY = "give an absolute path on a volume that all nodes share, or a URI as s3://bucket/folder"
 
 
@@ -78,7 +80,7 @@ def entrypoint(words: Sequence[str]) -> str:
         raise UserError("a job runs on the cluster that it is submitted to: leave out the address behind --")
     if words[0] in STORING and "--run.storage" not in given:
         raise UserError(f"{words[0]} writes to the relative --run.storage runs unless told: {REMEDY}")
-    paths = [(name, given[name]) for name in PATHS if name in given]
+    paths = [(name, given[name]) for name in PATHS if name in given and (given[name] or name in RESULTS)]
     if words[0] in NAMING and len(words) > 1 and not words[1].startswith("-"):
         paths.append((words[0], words[1]))
     for name, path in paths:
