@@ -171,9 +171,11 @@ def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     run, folder, place = task.run, task.folder, task.place
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    beside_the_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=beside_the_driver).remote()
     minutes = run.wait or 0.0
     spare = 1.0 if place.feed == "stream" else 0.0
 

@@ -3,8 +3,8 @@ left alone.
 
     python tests/faults.py kills --rounds 20     SIGKILL at random moments to a worker, a data process, the driver, or
                                                  whoever writes a checkpoint
-    python tests/faults.py nodes                 a job on two nodes, of which one is lost; and a sweep
-    python tests/faults.py elastic               1, then 2, then 1 workers, as a node comes and is lost
+    python tests/faults.py nodes                 a job on two nodes, of which one is lost; a sweep; a new head
+    python tests/faults.py elastic               1, 2, 1, 2, 1 workers, as nodes come, one is lost, one is drained
     python tests/faults.py soak --minutes 30     memory and files of every process, and what is left behind
 """
 
@@ -237,31 +237,47 @@ def reached(condition: Callable[[], bool], process: subprocess.Popen[bytes], log
 
 def nodes(options: Nodes) -> int:
     """A worker takes 1.5 of a node's 2 CPUs, so that each node has one. Where one is lost, a new one comes."""
-    failures = 0
+    failures, seconds = 0, dict[str, float]()
+    own = ["--run.workers", "2", "--run.cpus", "1.5", "--run.feed", "resident", "--epochs", "8"]
+
+    def told(name: str, what: str) -> int:
+        outcome, lost = compared(folder / name, folder / "alone"), seconds[name] - seconds["alone"]
+        console.print(f"{what}: {outcome}; {seconds['alone']:.0f} s alone, {lost:.0f} s lost")
+        return int(outcome != "same")
+
     with bench(options.images, 2) as (head, folder, files):
-        node, seconds = head.add(2), {}
+        node = head.add(2)
         for name in ("alone", "struck"):
             log = folder / f"{name}.log"
-            own = ["--run.workers", "2", "--run.cpus", "1.5", "--run.feed", "resident", "--epochs", "8"]
             start, process = time.monotonic(), submitted(head, log, recipe(files, folder, name, *own))
             if name == "struck":
-                reached(lambda: step(folder / "struck") >= 64, process, log)
+                reached(lambda: step(folder / "struck") >= 66, process, log)
                 console.print(f"node killed at step {step(folder / 'struck')}")
                 heads.kill(node)
                 node = head.add(2)
             ended(process, log)
             seconds[name] = time.monotonic() - start
-        outcome = compared(folder / "struck", folder / "alone")
-        failures += outcome != "same"
-        lost = seconds["struck"] - seconds["alone"]
-        console.print(f"pretrain: {outcome}; {seconds['alone']:.0f} s alone, {lost:.0f} s lost")
+        failures += told("struck", "pretrain, a node lost")
         if options.grid:
             failures += sweeps(options.grid, head, folder, files, node)
+
+        log, words = folder / "headless.log", recipe(files, folder, "headless", *own)
+        start, process = time.monotonic(), submitted(head, log, words)
+        reached(lambda: step(folder / "headless") >= 66, process, log)
+        console.print(f"all nodes killed at step {step(folder / 'headless')}")
+        for one in head.nodes:
+            heads.kill(one)
+        process.kill()
+        with heads.head(folder, 2, 400_000_000, RAY_worker_niceness="0") as other:
+            other.add(2)
+            ended(submitted(other, log, [*words, "--run.resume"]), log)
+            seconds["headless"] = time.monotonic() - start
+        failures += told("headless", "pretrain, a new cluster")
     return failures
 
 
 def sweeps(grid: str, head: Head, folder: Path, files: str, node: subprocess.Popen[bytes]) -> int:
-    """A node is lost once a third of the trials are done. The tables are compared."""
+    """A node is lost once each trial that runs has a checkpoint. The tables are compared."""
     seconds, tables = {}, {}
     test = files.replace("train-", "test-")
     for name in ("sweep alone", "sweep struck"):
@@ -270,8 +286,9 @@ def sweeps(grid: str, head: Head, folder: Path, files: str, node: subprocess.Pop
         start = time.monotonic()
         process = submitted(head, log, [*words, "--run.storage", str(folder), "--run.name", run.name])
         if name == "sweep struck":
-            reached(lambda run=run: len(list(run.rglob("evaluation.json"))) >= 3, process, log)  # type: ignore[misc]
-            console.print("node killed")
+            reached(lambda run=run: under_way(run), process, log)  # type: ignore[misc]
+            steps = {trial.name: step(trial) for trial in sorted((run / "trials").iterdir())}
+            console.print(f"node killed at steps {steps}")
             heads.kill(node)
             head.add(2)
         ended(process, log)
@@ -285,32 +302,77 @@ def sweeps(grid: str, head: Head, folder: Path, files: str, node: subprocess.Pop
     return int(not same)
 
 
+def under_way(sweep: Path) -> bool:
+    trials = list(sweep.glob("trials/*"))
+    return bool(trials) and all(any(trial.glob("checkpoints/*.json")) for trial in trials)
+
+
 # ------------------------------------------------------------------------------------------------ elastic
 
 
 def elastic(options: Elastic) -> int:
     """Whole CPUs a worker; no batch norm, whose statistics are of a worker's share of the batch."""
-    own = ["--epochs", "12", "--run.cpus", "1", "--run.feed", "resident", "--batch-norm", "none"]
+    own = ["--epochs", "14", "--run.cpus", "1", "--run.feed", "resident", "--batch-norm", "none"]
     with bench(options.images, 1) as (head, folder, files):
         run, log = folder / "elastic", folder / "elastic.log"
         process = begin(head, log, recipe(files, folder, "elastic", *own, "--run.workers", "1:2"))
-        reached(lambda: step(run) >= 32, process, log)
-        node = head.add(1)
-        lineage = run / "lineage.jsonl"
-        reached(lambda: lineage.exists() and '"workers": 2' in lineage.read_text(), process, log)
-        grown = step(run)
-        reached(lambda: step(run) >= grown + 32, process, log)
+
+        def trained(steps: int) -> None:
+            begun = step(run)
+            reached(lambda: step(run) >= begun + steps, process, log)
+
+        def changed(groups: int) -> dict[str, int]:
+            """The lineage's line of so many groups after the first, once it is there."""
+            reached(lambda: len(groups_of(run)) >= groups, process, log)
+            return groups_of(run)[groups - 1]
+
+        trained(32)
+        lost = head.add(1)
+        grown = [changed(1)]
+        trained(32)
         console.print(f"node killed at step {step(run)}")
-        heads.kill(node)
+        heads.kill(lost)
+        after_loss = changed(2)
+        trained(8)
+        gone = head.add(1)
+        grown.append(changed(3))
+        trained(32)
+        console.print(f"node drained at step {step(run)}")
+        drain(head)
+        after_notice = changed(4)
+        heads.end(gone)
         ended(process, log)
         log = folder / "fixed.log"
         ended(begin(head, log, recipe(files, folder, "fixed", *own, "--run.workers", "1")), log)
-        console.print(lineage.read_text().strip())
+        for group in groups_of(run):
+            console.print(json.dumps(group))
         mine, other = lines(run), lines(folder / "fixed")
-        once = [line["step"] for line in mine] == [*range(1, 12 * 16 + 1)]
-        worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(mine, other, strict=False))
-        console.print(f"each step once: {once}; largest difference of a loss from the fixed run's: {worst:.2%}")
-    return int(not once or worst > 0.05)
+        as_told = (
+            [line["step"] for line in mine] == [*range(1, 14 * 16 + 1)]
+            and [group["workers"] for group in groups_of(run)] == [2, 1, 2, 1]
+            and all(group["again"] == 0 for group in (*grown, after_notice))
+            and 0 <= after_loss["again"] < 4
+        )
+        worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(mine, other, strict=True))
+        console.print(f"as it should be: {as_told}; largest difference of a loss from the fixed run's: {worst:.2%}")
+    return int(not as_told or worst > 0.05)
+
+
+def groups_of(run: Path) -> list[dict[str, int]]:
+    """Of lineage.jsonl: those after the first."""
+    path = run / "lineage.jsonl"
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+
+
+def drain(head: Head) -> None:
+    """Notice for the node that is not the head: it will be gone in five minutes."""
+    node = asked(
+        head,
+        "print(*(n['NodeID'] for n in ray.nodes() if n['Alive'] and 'node:__internal_head__' not in n['Resources']))",
+    )
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", f"127.0.0.1:{head.port}"]
+    command += ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"]
+    subprocess.run([*command, "--deadline-remaining-seconds", "300"], env=head.environment, timeout=LIMIT, check=True)
 
 
 # ------------------------------------------------------------------------------------------------ soak
@@ -373,14 +435,16 @@ def soak(options: Soak) -> int:
 
 def left_behind(head: Head) -> int:
     """Placement groups that still hold something."""
-    program = (
-        "import ray; from ray.util import placement_group_table as t; ray.init(logging_level='ERROR');"
-        "print(sum(one['state'] != 'REMOVED' for one in t().values()))"
-    )
+    table = "ray.util.placement_group_table().values()"
+    return int(asked(head, f"print(sum(one['state'] != 'REMOVED' for one in {table}))"))
+
+
+def asked(head: Head, program: str) -> str:
+    """The last word that a program prints which is connected with the cluster."""
     environment = head.environment | {"RAY_ADDRESS": f"127.0.0.1:{head.port}"}
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", f"import ray, ray.util; ray.init(logging_level='ERROR'); {program}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=True)
-    return int(done.stdout.split()[-1])
+    return done.stdout.split()[-1]
 
 
 def main() -> int:

@@ -162,10 +162,11 @@ def listens(port: int) -> bool:
 
 
 def kill(node: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a node and all that it started, as where a machine is lost."""
-    for process in [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+    """SIGKILL to a node and all that it started, as where a machine is lost; nothing where it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        for process in [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
     node.wait()
 
 

@@ -1,7 +1,7 @@
 """Changed images, videos, Parquet files, checkpoints and command lines against the project's own readers.
 
     python tests/fuzz --cases 2000 --seed 0
-    python tests/fuzz --repeat runs/fuzz/image-17-plain.png
+    python tests/fuzz --repeat runs/fuzz/image-0.17-plain.png
 
 An input may be accepted, have broken rows, or be refused in words. Anything else is a failure, whose input is kept:
 another exception, a crash, no end, much memory, a file outside its folder, a program started. Exit code 1 for those.

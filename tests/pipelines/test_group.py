@@ -13,6 +13,7 @@ import pytest
 import ray
 import ray.train.torch
 from ray.train import WorkerGroupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import pipelines.group as group
 from pipelines.board import Board
@@ -123,6 +124,10 @@ def test_own_workers_count_as_room(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------------------------- one after another
 
 
+DRIVERS = "1a" * 28
+"""ID of the driver's node."""
+
+
 class Actor:
     """An actor that is here: `it.method.remote(...)` calls it."""
 
@@ -136,7 +141,14 @@ class Actor:
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     it = Board()
-    monkeypatch.setattr(ray, "remote", lambda **_: lambda _: SimpleNamespace(remote=lambda: Actor(it)))
+
+    def options(num_cpus: float, scheduling_strategy: NodeAffinitySchedulingStrategy) -> Any:
+        """It is lost with the driver alone."""
+        assert (scheduling_strategy.node_id, scheduling_strategy.soft, num_cpus) == (DRIVERS, False, 0)
+        return SimpleNamespace(remote=lambda: Actor(it))
+
+    monkeypatch.setattr(ray, "remote", lambda _: SimpleNamespace(options=options))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: DRIVERS))
     monkeypatch.setattr(ray, "get", lambda value, timeout=0: value)
     monkeypatch.setattr(ray, "put", lambda value: value)
     return it
