@@ -18,7 +18,6 @@ import io
 import json
 import posixpath
 import re
-import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -328,7 +327,6 @@ def check_bad(bad: Sequence[Bad], total: int, max_bad: float) -> None:
 
 # --------------------------------------------------------------------------------------------- decoding
 
-_HIGH = 1 if sys.byteorder == "little" else 0  # which byte of 16 bits is the upper one
 _decode_fast = getattr(torchvision.io, "decode_image", None)  # deprecated in 0.29; the same pixels as Pillow, faster
 
 
@@ -354,10 +352,9 @@ def _decoded(encoded: bytes) -> Tensor:
     if size is not None and _decode_fast is not None:
         _check_pixels(*size)
         try:
-            image = _decode_fast(
+            return _decode_fast(
                 torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode="RGB", apply_exif_orientation=True
             )
-            return image if image.dtype == torch.uint8 else image.view(torch.uint8)[..., _HIGH::2]
         except RuntimeError:  # Pillow reads more variants, and says better what is wrong
             pass
     try:
@@ -380,10 +377,9 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _header(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a PNG, JPEG or plain WebP, microseconds instead of Pillow's tens; None for all else, and for a
-    JPEG of which decoders may find another frame header than this does."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    """(width, height) of a JPEG or plain WebP, microseconds instead of Pillow's tens; None for all else, and for a JPEG
+    of which decoders may find another frame header than this does. None for a PNG too: a damaged one ends the process
+    in torchvision's decoder (0.29, libpng's errors)."""
     if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8L":
         bits = int.from_bytes(data[21:25], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1

@@ -120,10 +120,13 @@ def open_folder(uri: str) -> "Folder":
     an S3-compatible store, whose bucket must be there.
 
     Raises:
-        UserError: a URI that pyarrow does not know, or with keys in it: it is written into the run's files.
+        UserError: no path; a URI that pyarrow does not know, or with keys in it: it is written into the run's files.
     """
     if "://" not in uri:
-        path = str(Path(uri).expanduser().resolve())
+        try:
+            path = str(Path(uri).expanduser().resolve())
+        except (ValueError, RuntimeError, OSError) as error:
+            raise UserError(f"{uri!r} can be no folder ({error}): give another path") from error
         return Folder(pyarrow.fs.LocalFileSystem(), path, path)
     address, mark, query = uri.partition("?")
     shown = re.sub("://.*@", "://...@", address)
