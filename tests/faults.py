@@ -277,7 +277,7 @@ def nodes(options: Nodes) -> int:
 
 
 def sweeps(grid: str, head: Head, folder: Path, files: str, node: subprocess.Popen[bytes]) -> int:
-    """A node is lost once each trial that runs has a checkpoint. The tables are compared."""
+    """A node is lost once one of the trials, which are on both, has a checkpoint. The tables are compared."""
     seconds, tables = {}, {}
     test = files.replace("train-", "test-")
     for name in ("sweep alone", "sweep struck"):
@@ -286,8 +286,8 @@ def sweeps(grid: str, head: Head, folder: Path, files: str, node: subprocess.Pop
         start = time.monotonic()
         process = submitted(head, log, [*words, "--run.storage", str(folder), "--run.name", run.name])
         if name == "sweep struck":
-            reached(lambda run=run: under_way(run), process, log)  # type: ignore[misc]
-            steps = {trial.name: step(trial) for trial in sorted((run / "trials").iterdir())}
+            reached(lambda run=run: any(run.glob("trials/*/checkpoints/*.json")), process, log)  # type: ignore[misc]
+            steps = {trial.name: step(trial) for trial in sorted(run.glob("trials/*seed*"))}
             console.print(f"node killed at steps {steps}")
             heads.kill(node)
             head.add(2)
@@ -300,11 +300,6 @@ def sweeps(grid: str, head: Head, folder: Path, files: str, node: subprocess.Pop
         f"sweep {grid}: {'same' if same else 'DIFFERS'}; {seconds['sweep alone']:.0f} s alone, {lost:.0f} s lost"
     )
     return int(not same)
-
-
-def under_way(sweep: Path) -> bool:
-    trials = list(sweep.glob("trials/*"))
-    return bool(trials) and all(any(trial.glob("checkpoints/*.json")) for trial in trials)
 
 
 # ------------------------------------------------------------------------------------------------ elastic
@@ -395,7 +390,8 @@ def shared() -> int:
 
 
 def soak(options: Soak) -> int:
-    """Memory is a process's own (USS, MiB), of each kind the largest; files are its descriptors."""
+    """Memory is a process's own (USS, MiB), of each kind the largest; files are its descriptors. Shown are medians of
+    the thirds of the time: what grows by a tenth and 20 from the second to the last is not flat."""
     with bench(options.images, 4) as (head, folder, files):
         run, log, before = folder / "soak", folder / "soak.log", shared()
         words = recipe(files, folder, "soak", "--epochs", "100000", "--run.workers", "2", "--run.feed", "stream")
@@ -421,16 +417,24 @@ def soak(options: Soak) -> int:
         table = Table(
             "process", "MiB start", "middle", "end", "files start", "middle", "end", title=f"{reached_step} steps"
         )
+        growing = []
         for kind, seen in sorted(samples.items()):
             thirds = [seen[i * len(seen) // 3 : (i + 1) * len(seen) // 3] for i in range(3)]
             if all(thirds):
-                told = [f"{statistics.median(one[at] for one in third):.0f}" for at in (1, 2) for third in thirds]
-                table.add_row(kind, *told)
+                told = [statistics.median(one[at] for one in third) for at in (1, 2) for third in thirds]
+                table.add_row(kind, *(f"{one:.0f}" for one in told))
+                if any(last > 1.1 * middle + 20 for middle, last in (told[1:3], told[4:6])):
+                    growing.append(kind)
         console.print(table)
+        with suppress(AssertionError):
+            heads.until(lambda: left_behind(head) == 0, head.nodes[0], folder / "head.txt")
         left = left_behind(head)
     after = shared()
-    console.print(f"placement groups left: {left}; files in /dev/shm before and after: {before}, {after}")
-    return int(left != 0 or after > before)
+    console.print(
+        f"not flat: {', '.join(growing) or 'none'}; placement groups left: {left}; "
+        f"files in /dev/shm before and after: {before}, {after}"
+    )
+    return int(bool(growing) or left != 0 or after > before)
 
 
 def left_behind(head: Head) -> int:

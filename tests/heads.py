@@ -29,7 +29,7 @@ class Head:
     environment: dict[str, str]
     """With the right token."""
     folder: Path
-    """Of Ray's sessions."""
+    """Of Ray's sessions on it."""
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     """`ray start` of each; the head is the first."""
 
@@ -74,9 +74,11 @@ class Head:
         return process
 
     def add(self, cpus: int, memory: int = 200_000_000) -> subprocess.Popen[bytes]:
-        """A further node."""
+        """A further node, with a folder of its own, as on another machine: nodes that share one take from each other
+        the code of jobs."""
         options: dict[str, object] = {
             "--address": f"127.0.0.1:{self.port}",
+            "--temp-dir": self.folder.parent / f"n{len(self.nodes)}",
             "--num-cpus": cpus,
             "--object-store-memory": memory,
         }
