@@ -182,7 +182,7 @@ class Run:
     """How often in a row, without getting further, failed workers are started again from the newest checkpoint."""
     wait: float | None = None
     """Minutes to wait for nodes that the cluster does not have (yet), at the start and after a loss. None: at the start
-    not at all, after a loss 10."""
+    not at all, after a loss, and for trials of a sweep, 10."""
     train_on: str = ""
     """LABEL=VALUE of the nodes that train, as `ray start --labels` has given them. Empty: any."""
     data_on: str = ""

@@ -1,5 +1,6 @@
 """Ray clusters in processes of their own: a head that asks for a token, and further nodes, all on loopback."""
 
+import itertools
 import os
 import secrets
 import socket
@@ -82,7 +83,13 @@ class Head:
             "--num-cpus": cpus,
             "--object-store-memory": memory,
         }
-        return self.start(self.folder.parent / f"node{len(self.nodes)}.txt", options)
+        for attempt in itertools.count(1):
+            try:
+                return self.start(self.folder.parent / f"node{len(self.nodes)}.txt", options)
+            except AssertionError:  # Ray gives up after 30 s where the machine is busy; whoever runs nodes tries again
+                if attempt == 3:
+                    raise
+        raise AssertionError
 
     def processes(self) -> list[psutil.Process]:
         """All of the nodes'."""

@@ -26,7 +26,7 @@ from pipelines.sources import open_source
 from pipelines.storage import Folder, open_folder
 from tuning.report import hyperparameters, shown
 from tuning.spaces import derived, find_space
-from tuning.trials import COLLAPSE_STD, Watch, absolute, check_dashboard, reported, run_trials, side_by_side
+from tuning.trials import COLLAPSE_STD, Watch, absolute, check_dashboard, one_of, reported, run_trials, side_by_side
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def search(name: str, options: Options) -> Folder:
         console.print(
             f"[bold]{folder.path}[/]: {options.trials} trials of {name} over {', '.join(space)}, {slots} at a time"
         )
-        run = replace(options.run, storage=(folder / "trials").uri, share=options.run.share / slots)
+        run = replace(one_of(options.run, slots, resources), storage=(folder / "trials").uri)
         results = run_trials(
             tune.with_parameters(drive, recipe=recipe, run=run, classes=classes),
             space,

@@ -40,7 +40,7 @@ from tuning.report import (
     trial_name,
     write_outcomes,
 )
-from tuning.trials import COLLAPSE_STD, Watch, absolute, reported, run_trials, side_by_side
+from tuning.trials import COLLAPSE_STD, Watch, absolute, one_of, reported, run_trials, side_by_side
 
 UNLABELLED = {*GENERATIVE, "pose", "synchronization", "before_after"}
 """Protocols that need no labels."""
@@ -150,6 +150,7 @@ def sweep(name: str, options: Options, given: Mapping[str, Any]) -> Folder:
                     metric=grid.measured(list(grid.figures)[-1])[1],
                 ),
                 slots,
+                resources,
             )
     report(folder)
     ended = outcomes(folder, plan)
@@ -357,7 +358,9 @@ def prepare(trials: Mapping[str, Trial], run: Run) -> None:
         pretrain(recipe, replace(run, storage=storage, name=name, resume=True, collapse_std=0.0), name)
 
 
-def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Watch, slots: int) -> None:
+def carry_out(
+    trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Watch, slots: int, resources: Mapping[str, float]
+) -> None:
     """Runs the trials on Tune; writes the outcome of one whose driver died for good."""
     from ray import tune
 
@@ -365,7 +368,7 @@ def carry_out(trials: Mapping[str, Trial], grid: Grid, folder: Folder, watch: Wa
     shared = {
         name: replace(
             it,
-            run=replace(it.run, share=share),
+            run=one_of(it.run, slots, resources),
             evaluation=replace(it.evaluation, share=share),
             elsewhere={cell: replace(options, share=share) for cell, options in it.elsewhere.items()},
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ray.tune import Callback
 from ray.util.state.exception import RayStateApiException
@@ -24,6 +24,7 @@ from rich.text import Text
 
 from pipelines.board import console
 from pipelines.errors import UserError
+from pipelines.group import AFTER_A_LOSS
 from pipelines.place import placed
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import open_source, selected
@@ -56,7 +57,7 @@ def side_by_side(recipes: Sequence[Recipe], run: Run, resources: Mapping[str, fl
         )
     cpus, gpus = run.share * resources.get("CPU", 0.0), run.share * resources.get("GPU", 0.0)
     each = DRIVER_CPUS + run.most * run.cpus
-    on_gpus = run.device == "cuda" or (run.device == "auto" and gpus >= run.most * run.gpus)
+    on_gpus = device_of(run, resources) == "cuda"
     slots = math.floor((cpus - DATA_CPUS) / each + 1e-6)
     if on_gpus:  # a fraction is of one GPU: of two, .4 fits four times and not five
         workers = math.floor(gpus * (math.floor(1 / run.gpus) if run.gpus < 1 else 1 / run.gpus) + 1e-6)
@@ -79,6 +80,19 @@ def side_by_side(recipes: Sequence[Recipe], run: Run, resources: Mapping[str, fl
             if slots == 1:
                 raise
             slots -= 1
+
+
+def device_of(run: Run, resources: Mapping[str, float]) -> Literal["auto", "cpu", "cuda"]:
+    """Where all trials train."""
+    enough = run.share * resources.get("GPU", 0.0) >= run.most * run.gpus
+    return ("cuda" if enough else "cpu") if run.device == "auto" else run.device
+
+
+def one_of(run: Run, slots: int, resources: Mapping[str, float]) -> Run:
+    """`run` as that of one of so many trials at once. There was room when they began: where nodes are lost, a trial
+    that is started again waits for others, and goes to no other kind of device."""
+    wait = AFTER_A_LOSS if run.wait is None else run.wait
+    return replace(run, share=run.share / slots, device=device_of(run, resources), wait=wait)
 
 
 def check_dashboard(patience: float = 30.0) -> None:

@@ -23,7 +23,7 @@ from tuning.__main__ import given, main
 from tuning.grid import Grid, find_grid
 from tuning.report import Outcome, Sweep, outcomes, read_sweep, write_outcomes
 from tuning.sweep import Options, Trial, asked, check_data, drive, planned, sweep, trial_of
-from tuning.trials import run_trials, side_by_side
+from tuning.trials import one_of, run_trials, side_by_side
 
 HERE = {"object_store_memory": 4e9}
 
@@ -59,6 +59,23 @@ def test_as_many_trials_at_once_as_never_wait_for_one_another(
     assert side_by_side([recipe], run, resources | HERE, most) == slots
     taken = slots * (0.05 + run.most * run.cpus)
     assert taken + 1 <= run.share * resources["CPU"] + 1e-6, "no CPU is left for the data tasks"
+
+
+@pytest.mark.parametrize(
+    ("run", "resources", "device", "wait"),
+    [
+        (Run(), {"CPU": 4}, "cpu", 10.0),
+        (Run(wait=0.0, share=0.5), {"CPU": 4, "GPU": 2}, "cuda", 0.0),
+        (Run(workers=2, wait=25.0), {"CPU": 4, "GPU": 1}, "cpu", 25.0),
+        (Run(device="cpu"), {"CPU": 4, "GPU": 1}, "cpu", 10.0),
+    ],
+)
+def test_a_trial_whose_node_was_lost_waits_for_one_of_its_kind(
+    run: Run, resources: dict[str, float], device: str, wait: float
+) -> None:
+    each = one_of(run, 2, resources)
+    assert (each.device, each.wait, each.share) == (device, wait, run.share / 2)
+    assert replace(each, device=run.device, wait=run.wait, share=run.share) == run
 
 
 def test_no_resources_for_one_trial_says_what_is_needed(recipe: Recipe) -> None:
