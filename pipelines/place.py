@@ -1,6 +1,7 @@
 """The place of a run: the Ray cluster, and what is decided of it before anything starts."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def needs(run: Run, device: str) -> dict[str, float]:
 
 
 def room(run: Run, device: str, nodes: Sequence[Mapping[str, Any]], spare: float) -> int:
-    """How many workers the nodes have room for, whoever else is there.
+    """How many workers the nodes have room for, whoever else is there; on the CPU as many as cores at most (`placed`).
 
     Args:
         nodes: as `ray.nodes()` has them.
@@ -85,8 +86,9 @@ def room(run: Run, device: str, nodes: Sequence[Mapping[str, Any]], spare: float
         if chosen <= node.get("Labels", {}).items()
     ]
     total = {name: run.share * sum(node["Resources"].get(name, 0.0) for node in alive) for name in wanted}
+    cores = total["CPU"] if device == "cpu" else math.inf
     total["CPU"] -= spare
-    share = min(total[name] / amount for name, amount in wanted.items())
+    share = min(cores, *(total[name] / amount for name, amount in wanted.items()))
     return int(min(sum(int(min(each) + 1e-6) for each in able), share + 1e-6))
 
 

@@ -47,6 +47,9 @@ def test_room_is_counted_node_by_node() -> None:
     assert room(run, "cpu", nodes, 0.0) == 4  # two on each; five would fit one node of 8
     assert room(run, "cpu", nodes, 2.0) == 4 and room(run, "cpu", nodes, 2.5) == 3  # what the data stages need
     assert room(replace(run, share=0.5), "cpu", nodes, 0.0) == 2
+    small = replace(run, cpus=0.45)
+    assert room(small, "cpu", nodes, 0.0) == 8  # not seventeen: a worker computes on a core
+    assert room(replace(small, share=0.1), "cpu", nodes, 0.0) == 0
     assert room(run, "cuda", nodes, 0.0) == 0
     mixed = [node(4, 2, group="gpu"), node(16)]
     assert room(run, "cuda", mixed, 0.0) == 2
@@ -54,7 +57,8 @@ def test_room_is_counted_node_by_node() -> None:
     assert room(replace(run, train_on="group=gpu"), "cpu", mixed, 0.0) == 2
     assert room(replace(run, train_on="group=none"), "cpu", mixed, 0.0) == 0
     tenth = Run(workers=2, cpus=0.45, share=1 / 3)  # a share is of all nodes together
-    assert room(tenth, "cpu", [node(2), node(2)], 0.0) == 2
+    assert room(tenth, "cpu", [node(2), node(2), node(2)], 0.0) == 2
+    assert room(tenth, "cpu", [node(2), node(2)], 0.0) == 1
 
 
 def test_an_elastic_run_has_as_many_workers_as_fit_and_divide() -> None:
