@@ -307,7 +307,7 @@ def sweeps(grid: str, head: Head, folder: Path, files: str, node: subprocess.Pop
 
 def elastic(options: Elastic) -> int:
     """Whole CPUs a worker; no batch norm, whose statistics are of a worker's share of the batch."""
-    own = ["--epochs", "14", "--run.cpus", "1", "--run.feed", "resident", "--batch-norm", "none"]
+    own = ["--epochs", "20", "--run.cpus", "1", "--run.feed", "resident", "--batch-norm", "none"]
     with bench(options.images, 1) as (head, folder, files):
         run, log = folder / "elastic", folder / "elastic.log"
         process = begin(head, log, recipe(files, folder, "elastic", *own, "--run.workers", "1:2"))
@@ -343,10 +343,10 @@ def elastic(options: Elastic) -> int:
             console.print(json.dumps(group))
         mine, other = lines(run), lines(folder / "fixed")
         as_told = (
-            [line["step"] for line in mine] == [*range(1, 14 * 16 + 1)]
+            [line["step"] for line in mine] == [*range(1, 20 * 16 + 1)]
             and [group["workers"] for group in groups_of(run)] == [2, 1, 2, 1]
             and all(group["again"] == 0 for group in (*grown, after_notice))
-            and 0 <= after_loss["again"] < 4
+            and 0 <= after_loss["again"] <= 4
         )
         worst = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(mine, other, strict=True))
         console.print(f"as it should be: {as_told}; largest difference of a loss from the fixed run's: {worst:.2%}")
