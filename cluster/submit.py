@@ -58,6 +58,8 @@ PATHS = (
 """Options that hold a path, of data or of results; code (--space) may be relative, as it is sent."""
 RESULTS = ("--run.storage", "--to")
 """Of these, those that name a place even where empty; an empty path of data means that there are none."""
+KEYS = re.compile(r"://[^\s?@]*:[^\s?]*@|://\S*[?&]([^\s=&]*(secret|token|passw|signature|key)[^\s=&]*|sig)=", re.I)
+"""A password or a secret in a URI, as the storage refuses it."""
 REMEDY = "give an absolute path on a volume that all nodes share, or a URI as s3://bucket/folder"
 
 
@@ -73,8 +75,10 @@ def entrypoint(words: Sequence[str]) -> str:
         known = ", ".join(itertools.chain(*COMMANDS.values()))
         raise UserError(f"no command {words[0] if words else ''} to submit: write one of {known} behind --")
     for word in words:
-        if re.search(r"://[^/\s]*:[^/\s]*@", word):
-            raise UserError("a URI with a password would stand in logs: leave it out, and let the nodes have it")
+        if KEYS.search(word):
+            raise UserError(
+                "a URI with a password or a key would stand in logs: leave it out, and let the nodes have it"
+            )
     given = _options(words)
     if "--run.address" in given or "--address" in given:
         raise UserError("a job runs on the cluster that it is submitted to: leave out the address behind --")
@@ -110,10 +114,9 @@ def pairs(option: str, words: Sequence[str]) -> dict[str, str]:
 def environment(words: Sequence[str]) -> dict[str, str]:
     """NAME=VALUE of --env. Raises UserError for a secret: whoever sees the dashboard sees it too."""
     variables = pairs("--env", words)
-    for name in variables:
-        if name.upper().startswith("RAY_AUTH_") or re.search(
-            r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|KEY)S?(_|$)", name.upper()
-        ):
+    for name, value in variables.items():
+        named = re.search(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|KEY)S?(_|$)|^RAY_AUTH_", name.upper())
+        if named or KEYS.search(value):
             raise UserError(
                 f"--env {name} would show a secret to all who see the cluster's jobs: set it on the nodes "
                 "(a Kubernetes secret, the machine's role)"
@@ -295,7 +298,7 @@ async def follow(client: Client, job: str) -> JobDetails:
         try:
             async with asyncio.timeout(SILENCE) as limit, aclosing(stream):
                 async for text in stream:
-                    came += len(text)
+                    came, answered = came + len(text), loop.time()
                     if came > printed:
                         print(text[len(text) - (came - printed) :], end="", flush=True)
                         printed, pause = came, PAUSES[0]

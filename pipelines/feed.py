@@ -299,15 +299,13 @@ class StreamFeed:
         return max(1, min(fit, TASK_ROWS, max(int(share), 256)))
 
     def _blocks(self, pieces: list[Piece], epoch: int) -> Iterator[dict[str, np.ndarray]]:
-        from ray.data import ExecutionOptions, ExecutionResources
+        from ray.data import ExecutionResources
 
         stage = stage_of(self.source, self.data, self.views if self.views_on_data else {}, self.seed, epoch)
-        dataset = piecewise(pieces, Timed(stage), task_cpus=self.task_cpus, most=self.rows_of_a_task(pieces))
-        dataset.context.execution_options = ExecutionOptions(
-            preserve_order=True,
-            resource_limits=ExecutionResources(cpu=self.cpus),
-            label_selector=dict(self.nodes) if self.nodes else None,
-        )
+        most = self.rows_of_a_task(pieces)
+        dataset = piecewise(pieces, Timed(stage), task_cpus=self.task_cpus, most=most, nodes=self.nodes)
+        dataset.context.execution_options.preserve_order = True
+        dataset.context.execution_options.resource_limits = ExecutionResources(cpu=self.cpus)
         for block in blocks_of(dataset):
             self.rows += len(block["index"])
             self.seconds += float(block.pop("seconds").sum())
@@ -369,8 +367,11 @@ class Timed:
         return columns | {"seconds": np.full(rows, (time.perf_counter() - start) / max(rows, 1))}
 
 
-def piecewise(pieces: list[Piece], stage: Stage, *, task_cpus: float, most: int = 256) -> Any:
-    """A Ray Dataset of `stage` over lists of pieces, a Ray Data task for each list, of at most `most` rows."""
+def piecewise(
+    pieces: list[Piece], stage: Stage, *, task_cpus: float, most: int = 256, nodes: Mapping[str, str] | None = None
+) -> Any:
+    """A Ray Dataset of `stage` over lists of pieces, a Ray Data task for each list, of at most `most` rows, on nodes
+    with these labels."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -383,7 +384,9 @@ def piecewise(pieces: list[Piece], stage: Stage, *, task_cpus: float, most: int 
     def run(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return stage(ray.get(listed)[int(batch["task"][0])])
 
-    return numbers.map_batches(run, batch_size=1, num_cpus=task_cpus)  # type: ignore[arg-type]
+    dataset = numbers.map_batches(run, batch_size=1, num_cpus=task_cpus)  # type: ignore[arg-type]
+    dataset.context.execution_options.label_selector = dict(nodes) if nodes else None
+    return dataset
 
 
 def blocks_of(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -473,10 +476,18 @@ SURVEYED = {"image": 256, "video": 16, "take": 512}
 
 
 def survey(
-    source: Source, wanted: np.ndarray, data: Data, *, keep: bool, what: str, views: Views | None = None
+    source: Source,
+    wanted: np.ndarray,
+    data: Data,
+    *,
+    keep: bool,
+    what: str,
+    views: Views | None = None,
+    nodes: Mapping[str, str] | None = None,
 ) -> Survey:
     """Looks through every wanted row once, with Ray Data: so that steps are known, and broken rows named, before the
-    start. Images are decoded whole, videos at both ends. `views`: what takes have to be long enough for.
+    start. Images are decoded whole, videos at both ends. `views`: what takes have to be long enough for. `nodes`:
+    labels of those that do it.
 
     Raises:
         UserError: more broken rows than `data.max_bad` allows, or none left.
@@ -488,9 +499,8 @@ def survey(
     index, label, bad, blocks = [], [], [], []
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"reading {what}", total=len(wanted))
-        dataset = piecewise(
-            pieces, inspection_of(source, data, keep, views or {}), task_cpus=1, most=SURVEYED[source.media]
-        )
+        stage, most = inspection_of(source, data, keep, views or {}), SURVEYED[source.media]
+        dataset = piecewise(pieces, stage, task_cpus=1, most=most, nodes=nodes)
         for block in blocks_of(dataset):
             good = block["bad"] == ""
             bad += Decode.broken(block)

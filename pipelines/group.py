@@ -7,6 +7,7 @@ is gone says nothing. A group begins from the newest good checkpoint (`pipelines
 """
 
 import dataclasses
+import json
 import signal
 import threading
 import time
@@ -22,8 +23,9 @@ from rich.markup import escape
 
 from pipelines.board import Board
 from pipelines.errors import UserError
-from pipelines.place import Place, fitting, needs, room, selector
+from pipelines.place import Place, fitting, holding, needs, room, selector
 from pipelines.recipe import Run
+from pipelines.storage import Folder
 from pipelines.worker import Task, work
 
 Follow = Callable[[Any, int, int], AbstractContextManager[None]]
@@ -37,12 +39,13 @@ LOOKING = 5.0
 """Seconds between two looks at the nodes of a run, and at whether it may grow."""
 
 
-def available(run: Run, device: str, held: int = 0) -> float:
-    """Of how many workers resources are free, with those of the `held` that run."""
-    import ray
+def available(run: Run, device: str, held: int = 0) -> int:
+    """Of how many workers resources are free, each whole on one node, with those of the `held` that are held for this
+    run."""
+    from ray._private.state import available_resources_per_node
 
-    free = ray.available_resources()
-    return held + min(free.get(name, 0.0) / amount for name, amount in needs(run, device).items()) + 1e-6
+    free = available_resources_per_node()
+    return held + holding(run, device, [{**node, "Resources": free.get(node["NodeID"], {})} for node in staying()])
 
 
 def draining() -> set[str]:
@@ -62,7 +65,7 @@ def staying() -> list[dict[str, Any]]:
 
 def awaited(run: Run, device: str, spare: float, minutes: float, say: Callable[[str], None]) -> int:
     """The number of workers to start. Waits while others hold what the cluster has; and where it has too little, with a
-    demand that an autoscaler sees.
+    demand that an autoscaler sees. What is given to the demand is what was waited for.
 
     Args:
         spare: CPUs that are left to the data stages.
@@ -73,14 +76,16 @@ def awaited(run: Run, device: str, spare: float, minutes: float, say: Callable[[
         UserError: too few nodes for so long.
     """
     import ray
-    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-    demand, wanting = None, needs(run, device)
+    demand, wanting, held = None, needs(run, device), 0
     begun = enough = time.monotonic()
     try:
         while True:
             there = room(run, device, staying(), spare)
-            wanted, free = fitting(run, there), fitting(run, min(there, int(available(run, device))))
+            if demand is not None:
+                held = run.least if placement_group_table(demand)["state"] == "CREATED" else 0
+            wanted, free = fitting(run, there), fitting(run, min(there, available(run, device, held)))
             now = time.monotonic()
             if wanted is not None:
                 enough = now
@@ -90,7 +95,8 @@ def awaited(run: Run, device: str, spare: float, minutes: float, say: Callable[[
                 each = " and ".join(f"{amount:g} {name}" for name, amount in wanting.items())
                 has = ray.available_resources()
                 left = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in wanting)
-                say(f"[yellow]waiting for room for {run.least} workers of {each} (free: {left})[/]")
+                data = f", and CPUs of {run.data_on or 'any node'} for data stages" if spare else ""
+                say(f"[yellow]waiting for room for {run.least} workers of {each}{data} (free: {left})[/]")
                 on = [selector(run.train_on)] * run.least if run.train_on else None
                 demand = placement_group([wanting] * run.least, bundle_label_selector=on)
             if now - enough > max(60 * minutes, SETTLING):
@@ -106,20 +112,24 @@ def awaited(run: Run, device: str, spare: float, minutes: float, say: Callable[[
 
 @contextmanager
 def watched(run: Run, device: str, spare: float, workers: int, board: Any) -> Iterator[None]:
-    """While the body runs, asks workers to leave where a node of theirs is about to go, or there is room for more."""
+    """While the body runs, asks workers to leave where a node of theirs is about to go, or there is room for more; says
+    so where nodes for the data stages are lost, for which Ray Data waits in silence."""
     import ray
 
     done = threading.Event()
 
     def look() -> None:
+        told = False
         while not done.wait(LOOKING):
             try:
-                why = ""
+                why, there = "", room(run, device, staying(), spare)
                 if draining() & ray.get(board.nodes.remote(), timeout=5):
                     why = "a node is about to go"
+                elif spare and there < workers and not told:
+                    board.note.remote("[yellow]nodes were lost: training may wait for others to make its data[/]")
+                    told = True
                 elif workers < run.most:
-                    there = min(room(run, device, staying(), spare), int(available(run, device, workers)))
-                    more = fitting(run, there)
+                    more = fitting(run, min(there, available(run, device, workers)))
                     why = f"room for {more} workers" if more is not None and more > workers else ""
                 if why:
                     ray.get(board.ask.remote(why), timeout=5)
@@ -136,6 +146,13 @@ def watched(run: Run, device: str, spare: float, workers: int, board: Any) -> It
     finally:
         done.set()
         thread.join(timeout=10)
+
+
+def has_collapsed(folder: Folder, run: Run) -> bool:
+    """Whether it was stopped at a feature_std that is below this `run`'s bound too."""
+    return folder.exists("collapsed.json") and (
+        json.loads(folder.read("collapsed.json"))["feature_std"] < run.collapse_std
+    )
 
 
 def reason(error: Exception) -> str:
@@ -192,8 +209,7 @@ def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow
             ),
             run_config=RunConfig(
                 name=f"{Path(folder.path).name}-{uuid.uuid4().hex[:8]}",
-                storage_path=scratch if folder.local else f"{folder.path}/ray",
-                storage_filesystem=None if folder.local else folder.filesystem,
+                storage_path=scratch,  # checkpoints are ours: Ray writes nothing there but its own notes
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),  # type: ignore[call-arg]
             ),
         )
@@ -204,6 +220,8 @@ def fit(task: Task, place_of: Callable[[int], Place], steps: int, follow: Follow
     losses, furthest = 0, 0
     with follow(board, task.recipe.epochs, steps):
         while True:
+            if has_collapsed(folder, run):  # a group was to stop, and was lost before all had
+                return place
             try:
                 workers = awaited(run, place.device, spare, minutes, say)
                 place = place_of(workers)

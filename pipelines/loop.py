@@ -193,7 +193,7 @@ def usage() -> dict[str, float]:
         peak = {"gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20}
         try:
             return peak | {"gpu_utilization": torch.cuda.utilization() / 100}
-        except (ModuleNotFoundError, RuntimeError):
+        except Exception:  # of NVIDIA's library, whose errors have no class in common with others
             return peak
     return {"memory_mib": psutil.Process().memory_info().rss / 2**20}
 
@@ -252,19 +252,23 @@ def train(
                 rates = {f"lr.{turn}" if several else "lr": rate for turn, rate in training.rates.items()}
                 on_log(clock, values | rates | usage())
                 stop = end and on_epoch(training.clock(), batch)
-                leave = on_any_rank(leaving(), training.device)
+                leave = on_any_rank(not stop and leaving(), training.device)
                 if save or leave:
                     checkpoint(end and not leave)
                 if leave or (end and on_any_rank(stop, training.device)):
                     return
 
 
-def on_any_rank(said: bool, device: torch.device) -> bool:
+def largest_of_ranks(number: int, device: torch.device) -> int:
     if world_size() == 1:
-        return said
-    flag = torch.tensor(float(said), device=device)
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return bool(flag)
+        return number
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def on_any_rank(said: bool, device: torch.device) -> bool:
+    return bool(largest_of_ranks(int(said), device))
 
 
 def timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

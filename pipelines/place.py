@@ -71,25 +71,44 @@ def needs(run: Run, device: str) -> dict[str, float]:
     return {"CPU": run.cpus} | ({"GPU": run.gpus} if device == "cuda" else {})
 
 
+def labelled(nodes: Sequence[Mapping[str, Any]], label: str) -> list[Mapping[str, Any]]:
+    """Those that are alive and have the label, `Run.train_on` or `data_on`."""
+    chosen = selector(label).items()
+    return [node for node in nodes if node["Alive"] and chosen <= node.get("Labels", {}).items()]
+
+
+def check_labels(run: Run, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses labels that no node has: Ray waits in silence for one."""
+    for option, label in (("--run.train-on", run.train_on), ("--run.data-on", run.data_on)):
+        if not any(node["Resources"].get("CPU", 0.0) >= min(1.0, run.cpus) for node in labelled(nodes, label)):
+            raise UserError(
+                f"no node of the cluster with CPUs has the label {label} of {option}: start one with `ray start "
+                f"--labels {label}`, give another label, or the minutes until one is there, --run.wait"
+            )
+
+
+def holding(run: Run, device: str, nodes: Sequence[Mapping[str, Any]]) -> int:
+    """How many workers these nodes' resources are enough for, each whole on one node."""
+    wanted = needs(run, device).items()
+    able = labelled(nodes, run.train_on)
+    return sum(int(min(node["Resources"].get(name, 0.0) / n for name, n in wanted) + 1e-6) for node in able)
+
+
 def room(run: Run, device: str, nodes: Sequence[Mapping[str, Any]], spare: float) -> int:
     """How many workers the nodes have room for, whoever else is there; on the CPU as many as cores at most (`placed`).
 
     Args:
         nodes: as `ray.nodes()` has them.
-        spare: CPUs that are left to the data stages on nodes where workers may be.
+        spare: CPUs that are left to the data stages: of all nodes, and one of them on a node for data. 0: none are.
     """
-    wanted, chosen = needs(run, device), selector(run.train_on).items()
-    alive = [node for node in nodes if node["Alive"]]
-    able = [
-        [node["Resources"].get(name, 0.0) / amount for name, amount in wanted.items()]
-        for node in alive
-        if chosen <= node.get("Labels", {}).items()
-    ]
+    wanted, alive = needs(run, device), labelled(nodes, "")
+    if spare and not any(node["Resources"].get("CPU", 0.0) >= 1 for node in labelled(nodes, run.data_on)):
+        return 0
     total = {name: run.share * sum(node["Resources"].get(name, 0.0) for node in alive) for name in wanted}
     cores = total["CPU"] if device == "cpu" else math.inf
     total["CPU"] -= spare
     share = min(cores, *(total[name] / amount for name, amount in wanted.items()))
-    return int(min(sum(int(min(each) + 1e-6) for each in able), share + 1e-6))
+    return int(min(holding(run, device, nodes), share + 1e-6))
 
 
 def fitting(run: Run, there: int) -> int | None:

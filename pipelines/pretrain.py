@@ -20,9 +20,9 @@ from pipelines import labels
 from pipelines.board import console, shown
 from pipelines.errors import UserError
 from pipelines.feed import Survey, survey
-from pipelines.group import Follow, awaited, fit
+from pipelines.group import Follow, awaited, fit, has_collapsed
 from pipelines.loop import Training
-from pipelines.place import cluster, for_workers, placed
+from pipelines.place import check_labels, cluster, for_workers, placed, selector
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import NOUNS, Source, fingerprint, open_source, selected
 from pipelines.storage import Checkpoints, Folder, open_folder
@@ -46,8 +46,10 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
 
     with cluster(run.address) as resources:
         if run.wait:
-            awaited(run, "cuda" if run.device == "cuda" else "cpu", 0.0, run.wait, console.print)
+            spare = 1.0 if run.data_on else 0.0
+            awaited(run, "cuda" if run.device == "cuda" else "cpu", spare, run.wait, console.print)
             resources = ray.cluster_resources()
+        check_labels(run, ray.nodes())
         place = placed(recipe, run, len(wanted), resources)
         found = survey(
             source,
@@ -56,6 +58,7 @@ def pretrain(recipe: Recipe, run: Run, name: str, follow: Follow = shown) -> Fol
             keep=place.feed == "resident",
             what=recipe.data.train,
             views=recipe.views_used,
+            nodes=selector(run.data_on),
         )
         noun = NOUNS[source.media]
         if len(found.usable) < recipe.batch_size:
@@ -128,13 +131,6 @@ def steps_of_an_epoch(recipe: Recipe, found: Survey, noisy: torch.Tensor | None)
     label = torch.from_numpy(found.label) if noisy is None else noisy[index]
     rows = labels.balanced(label, index, recipe.balance, recipe.batch_size, recipe.seed, 0)
     return len(rows) // recipe.batch_size, len(rows.unique())
-
-
-def has_collapsed(folder: Folder, run: Run) -> bool:
-    """Whether it was stopped at a feature_std that is below this `run`'s bound too."""
-    return folder.exists("collapsed.json") and (
-        json.loads(folder.read("collapsed.json"))["feature_std"] < run.collapse_std
-    )
 
 
 def claim(folder: Folder, recipe: Recipe, run: Run) -> None:
@@ -253,5 +249,6 @@ def probe_blocks(recipe: Recipe, run: Run, found: Survey) -> dict[str, Any] | No
         source = open_source(pattern, recipe.data)
         rows = labelled if part == "train" else selected(source, None)
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
-        parts[part] = survey(source, rows, recipe.data, keep=True, what=pattern).blocks
+        nodes = selector(run.data_on)
+        parts[part] = survey(source, rows, recipe.data, keep=True, what=pattern, nodes=nodes).blocks
     return parts

@@ -179,7 +179,8 @@ class Run:
     threads: int = 0
     """Threads of a worker on the CPU. 0: the machine's cores shared among its workers."""
     retries: int = 3
-    """How often in a row, without getting further, failed workers are started again from the newest checkpoint."""
+    """How often in a row, without getting further, failed workers are started again from the newest checkpoint. An
+    exception of the training's own, not of storage, that comes twice alike ends the run before."""
     wait: float | None = None
     """Minutes to wait for nodes that the cluster does not have (yet), at the start and after a loss. None: at the start
     not at all, after a loss, and for trials of a sweep, 10."""

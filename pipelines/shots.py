@@ -379,7 +379,7 @@ def written(ready: "Ready", rows: Tensor, storage: Folder) -> Data:
             _write(folder, files, pa.table([images, labels], schema=schema))
         folder.write("whole.json", json.dumps({"of": data.train, "index": rows.tolist()}).encode())
     return dataclasses.replace(
-        data.clean(), train=f"{folder.uri}/labelled-*.parquet", image="image", label="label", limit=None
+        data.clean(), train=(folder / "labelled-*.parquet").uri, image="image", label="label", limit=None
     )
 
 

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from methods.parts import draw
 from pipelines.errors import UserError
+from pipelines.storage import refuse_keys
 
 Media = Literal["image", "video", "take"]
 Order = Literal["shuffle", "balanced"]
@@ -420,6 +421,7 @@ def _below(filesystem: FileSystem, folder: str, recursive: bool) -> list[FileInf
 def _list(pattern: str) -> tuple[str, str | None, list[str]]:
     """-> (URI of the filesystem or empty, the folder if `pattern` is one, files in sorted order)."""
     if "://" in pattern:
+        refuse_keys(pattern)
         parts = urlsplit(pattern)
         steps = parts.path.split("/")
         fixed = next((i for i, step in enumerate(steps) if glob.has_magic(step)), len(steps))

@@ -48,6 +48,8 @@ REFUSED = re.compile("ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIAL|NOT_AU
 WRONG = re.compile(
     r"HTTP status (?!408|429)[34]\d\d|NO_SUCH_BUCKET|INVALID_|MALFORMED|MISSING_|not found|Unable to load"
 )
+KEYS = re.compile(r"://[^\s?@]*:[^\s?]*@|://\S*[?&]([^\s=&]*(secret|token|passw|signature|key)[^\s=&]*|sig)=", re.I)
+"""In a URI: a password before its host (an AWS key may have slashes), or a secret in its query."""
 STEP = re.compile(r"step-(\d{8}|[1-9]\d{8,})\.(?:pt|json)")
 
 log = logging.getLogger(__name__)
@@ -115,6 +117,16 @@ def hopeless(error: OSError) -> str | None:
     return None if error.errno in PASSING or error.errno == errno.ENOENT else "check the path"
 
 
+def refuse_keys(uri: str) -> None:
+    """Raises UserError where there are some in it."""
+    if KEYS.search(uri):
+        shown = re.sub("://.*@", "://...@", uri.partition("?")[0])
+        raise UserError(
+            f"{shown} has keys in it, which would be written into the run's files: give them in the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or by the machine's role"
+        )
+
+
 def open_folder(uri: str) -> "Folder":
     """A local path (made absolute) or a URI; `s3://BUCKET/PATH?endpoint_override=HOST:PORT&scheme=http&region=NAME` for
     an S3-compatible store, whose bucket must be there.
@@ -129,12 +141,8 @@ def open_folder(uri: str) -> "Folder":
             raise UserError(f"{uri!r} can be no folder ({error}): give another path") from error
         return Folder(pyarrow.fs.LocalFileSystem(), path, path)
     address, mark, query = uri.partition("?")
+    refuse_keys(uri)
     shown = re.sub("://.*@", "://...@", address)
-    if re.search(r"://[^/\s]*:[^/\s]*@", address):
-        raise UserError(
-            f"{shown} has keys in it, which would be written into the run's files: give them in the environment "
-            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or by the machine's role"
-        )
     try:
         filesystem, path = persistent(f"open {shown}", lambda: pyarrow.fs.FileSystem.from_uri(uri))
     except (ValueError, OSError) as error:

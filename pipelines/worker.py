@@ -22,7 +22,7 @@ from methods.parts import evaluating, set_batch_norm
 from pipelines.errors import UserError
 from pipelines.features import central
 from pipelines.feed import ResidentFeed, Share, SideBySide, StreamFeed, bytes_of, gathered
-from pipelines.loop import NotFinite, Training, collapse, train
+from pipelines.loop import NotFinite, Training, collapse, largest_of_ranks, train
 from pipelines.place import Place, selector, threads
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import Source
@@ -123,6 +123,8 @@ def work(config: dict[str, Any]) -> None:
     except UserError as error:
         ray.get(task.board.fail.remote(str(error)))
         raise
+    except OSError:  # of storage or network: it may pass, `Run.retries` are for it
+        raise
     except Exception as error:
         rank = ray.train.get_context().get_world_rank()
         ray.get(task.board.crash.remote(f"{type(error).__name__} on rank {rank}: {error}"))
@@ -145,7 +147,7 @@ def rank_loop(task: Task) -> None:
     torch.manual_seed(recipe.seed)
     method = recipe.build(task.facts)
     checkpoints = Checkpoints(task.folder / "checkpoints", run.keep)
-    state, broken = checkpoints.newest()
+    state, broken = newest_of_all(task.folder, checkpoints, rank, device)
     method = channels_last(method.to(device))
     method = set_batch_norm(method, recipe.batch_norm)
     if (recipe.start_from or method.starts_from) and state is None:
@@ -210,6 +212,20 @@ def rank_loop(task: Task) -> None:
             checkpoint=checkpoint,
             leaving=leaving,
         )
+
+
+def newest_of_all(
+    folder: Folder, checkpoints: Checkpoints, rank: int, device: torch.device
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """`Checkpoints.newest` as rank 0 sees it, on all ranks: a node whose mount comes late, or that sees files late,
+    waits for the same one, and does not begin elsewhere."""
+    folder.wait_for("recipe.json")
+    state, broken = checkpoints.newest() if rank == 0 else (None, [])
+    step = largest_of_ranks(-1 if state is None else state["step"], device)
+    if rank and step >= 0:
+        checkpoints.folder.wait_for(f"step-{step:08d}.json")
+        state = checkpoints.load(step)
+    return state, broken
 
 
 def make_feed(task: Task, share: Share, device: torch.device) -> ResidentFeed | StreamFeed | SideBySide:
@@ -285,7 +301,8 @@ class Recorder:
             steps = [json.loads(line)["step"] for line in lines]
             self.reached = max(steps, default=0)
             kept = [line for line, step in zip(lines, steps, strict=True) if step <= self.training.step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            content = "".join(line + "\n" for line in kept).encode()
+            open_folder(str(here)).write(self.path.name, content)  # whole or not at all: there is no other
         self.file = self.path.open("a")
         self.events = here / "tensorboard"
         self.board = SummaryWriter(str(self.events), purge_step=self.training.step + 1)
@@ -306,10 +323,12 @@ class Recorder:
     def resumed(self, workers: int) -> None:
         """Says so, and leaves a line in lineage.jsonl: from which step so many workers went on, and how many steps they
         do again."""
+        import ray
+
         if not self.first:
             return
         step, folder = self.training.step, self.task.folder
-        again = max(self.reached - step, 0)
+        again = max(self.reached - step, ray.get(self.task.board.furthest.remote()) - step, 0)
         self.note(f"resumed at step {step}" + (f"; {again} steps are done again" if again else ""))
         before = folder.read("lineage.jsonl") if folder.exists("lineage.jsonl") else b""
         line = json.dumps({"step": step, "workers": workers, "again": again})

@@ -159,7 +159,8 @@ def struck(kind: str, after: float, driver: subprocess.Popen[bytes], head: Head,
     limit = time.monotonic() + LIMIT
     while driver.poll() is None and time.monotonic() < limit:
         if kind == "checkpoint" and not any(name.endswith(".tmp") for name in names(run / "checkpoints")):
-            continue  # at once: they are there for milliseconds
+            time.sleep(0.001)  # they are there for milliseconds
+            continue
         among = [psutil.Process(driver.pid)] if kind == "driver" else head.processes()
         victims = [process for process in among if VICTIMS[kind].search(called(process))]
         if not victims:
@@ -189,7 +190,7 @@ def called(process: psutil.Process) -> str:
 def kills(options: Kills) -> int:
     random = Random(options.seed)
     table = Table("round", "victim", "feed", "struck", "went on", "s", "s alone", "weights", title="SIGKILL")
-    failures = 0
+    failures, unstruck = 0, set(list(VICTIMS)[: options.rounds])
     with bench(options.images, 4) as (head, folder, files):
         alone: dict[str, float] = {}
         for feed in ("stream", "resident"):
@@ -215,11 +216,14 @@ def kills(options: Kills) -> int:
                 process.kill()
                 outcome = f"FAILED: {str(error)[:200]}"
             failures += outcome != "same"
+            unstruck -= {kind} if where else set()
             row = (str(number), kind, feed, where or "over before", how, f"{time.monotonic() - start:.0f}")
             table.add_row(*row, f"{alone[feed]:.0f}", outcome)
             console.print(" | ".join((*row, outcome)))
     console.print(table)
-    return failures
+    if unstruck:
+        console.print(f"never struck: {', '.join(sorted(unstruck))}")
+    return failures + len(unstruck)
 
 
 # ------------------------------------------------------------------------------------------------ nodes

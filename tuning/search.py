@@ -19,8 +19,9 @@ from rich.table import Table
 
 from pipelines.board import console
 from pipelines.errors import UserError
+from pipelines.group import has_collapsed
 from pipelines.place import cluster
-from pipelines.pretrain import has_collapsed, pretrain
+from pipelines.pretrain import pretrain
 from pipelines.recipe import Recipe, Run
 from pipelines.sources import open_source
 from pipelines.storage import Folder, open_folder

@@ -20,8 +20,9 @@ from pipelines.errors import UserError
 from pipelines.evaluate import Options as Evaluation
 from pipelines.generate import PROTOCOLS as GENERATIVE
 from pipelines.generate import extractor_of
+from pipelines.group import has_collapsed
 from pipelines.place import cluster
-from pipelines.pretrain import has_collapsed, pretrain
+from pipelines.pretrain import pretrain
 from pipelines.recipe import Recipe, Run
 from pipelines.shots import several_labels
 from pipelines.sources import Data, check_classes, open_source
@@ -354,8 +355,9 @@ def prepare(trials: Mapping[str, Trial], run: Run) -> None:
     """Trains what trials need before, each distinct recipe once, one after the other; goes on with what is there."""
     needed = {folder: recipe for trial in trials.values() for folder, recipe in trial.first.items()}
     for folder, recipe in needed.items():
-        storage, _, name = folder.rpartition("/")
-        pretrain(recipe, replace(run, storage=storage, name=name, resume=True, collapse_std=0.0), name)
+        it = open_folder(folder)
+        name = it.path.rpartition("/")[2]
+        pretrain(recipe, replace(run, storage=it.parent.uri, name=name, resume=True, collapse_std=0.0), name)
 
 
 def carry_out(

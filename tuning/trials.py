@@ -32,6 +32,9 @@ from pipelines.sources import open_source, selected
 UNANSWERED = (RayStateApiException, ConnectionError, ValueError)
 """What asking Ray's dashboard raises where it is slow or gone."""
 DRIVER_CPUS = 0.05
+LOST_DRIVERS = 10
+"""How often in its life a trial whose driver was lost, with its node for instance, is started again (ours: spot nodes
+come and go; Tune does not ask whether the trial got further)."""
 DATA_CPUS = 1.0
 """Left free of drivers and workers: the largest data task."""
 COLLAPSE_STD = 0.2
@@ -208,9 +211,12 @@ def reported(board: Any, epochs: int, steps: int) -> Iterator[None]:
 
     def follow() -> None:
         told: dict[str, Any] = {}
+        asked = None
         while not done.wait(1.0):
             try:
-                now, lines = ray.get(board.read.remote(), timeout=5)
+                asked = asked or board.read.remote()  # once: what it says is not said again
+                now, lines = ray.get(asked, timeout=5)
+                asked = None
             except ray.exceptions.GetTimeoutError:
                 continue
             except ray.exceptions.RayError:
@@ -343,7 +349,7 @@ def run_trials(
             name="tune",
             storage_path=storage.path,
             storage_filesystem=storage.filesystem,
-            failure_config=tune.FailureConfig(max_failures=2),  # of drivers that died: what fails is a result
+            failure_config=tune.FailureConfig(max_failures=LOST_DRIVERS),  # what fails is a result
             callbacks=[watch, Reservations(), JsonLoggerCallback()],  # from its files a ResultGrid makes its frame
             verbose=0,
         ),

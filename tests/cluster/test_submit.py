@@ -245,6 +245,8 @@ def test_every_command_of_the_project_can_be_submitted() -> None:
         (["pretrain", "demo", "--run.storage", "/mnt", "--start-from", "runs/a"], "--start-from runs/a"),
         (["pretrain", "demo", "--run.storage", "/mnt", "--run.address", "auto"], "leave out the address"),
         (["pretrain", "demo", "--run.storage", "s3://KEY:SECRET@bucket/x"], "a URI with a password"),
+        (["pretrain", "demo", "--run.storage", "s3://KEY:SEC/RET@bucket/x"], "a URI with a password"),
+        (["pretrain", "demo", "--data.train", "abfs://x/y?client_secret=SECRET"], "a URI with a password or a key"),
         (["evaluate", "runs/first", "knn"], "evaluate runs/first is relative"),
         (["generate", "runs/first", "--to", "/mnt/x.png"], "generate runs/first is relative"),
         (["generate", "/mnt/first", "--to", "x.png"], "--to x.png"),
@@ -266,6 +268,8 @@ def test_environment_takes_no_secret() -> None:
         with pytest.raises(UserError, match=name) as refused:
             submit.environment([f"{name}=hunter2"])
         assert "hunter2" not in str(refused.value)
+    with pytest.raises(UserError, match="STORE would show a secret"):
+        submit.environment(["STORE=s3://me:hunter2@bucket"])
     with pytest.raises(UserError, match="NAME=VALUE"):
         submit.environment(["NAME"])
 
@@ -520,6 +524,27 @@ def test_a_cluster_that_does_not_answer_for_a_while_is_asked_again(
     dashboard.away = 10_000
     assert submitted(dashboard, project) == 1
     assert "error: the cluster refuses: 503" in capsys.readouterr().err
+
+
+def test_a_log_that_comes_is_an_answer(
+    dashboard: Dashboard, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log that flows for longer than a cluster is waited for, and then a moment without an answer."""
+    monkeypatch.setattr(submit, "PATIENCE", 1.0)
+    dashboard.endless, dashboard.status = True, "RUNNING"
+
+    def go() -> None:
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1.5:
+            dashboard.log.append(f"{time.monotonic()}\n")
+            time.sleep(0.05)
+        dashboard.away, dashboard.status, dashboard.endless = 2, "SUCCEEDED", False
+
+    going = threading.Thread(target=go)
+    going.start()
+    assert submitted(dashboard, project) == 0
+    going.join(10)
+    assert "the cluster answers again" in capsys.readouterr().err
 
 
 def test_a_job_that_waits_says_for_what(

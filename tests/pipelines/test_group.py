@@ -37,6 +37,8 @@ class Cluster:
     removed: int = 0
     going: set[str] = field(default_factory=set)
     """Numbers of nodes that are about to go."""
+    given: bool = False
+    """Whether there was room for the demand: it holds it from then on."""
     looks: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     """One for each time that these are looked for."""
 
@@ -50,8 +52,19 @@ class Cluster:
                 for i, cpus in enumerate(self.cpus())
             ]
 
-        def free() -> dict[str, float]:
-            return {"CPU": sum(self.cpus()) - sum(cpus for until, cpus in self.held if self.now < until)}
+        def free() -> dict[str, dict[str, float]]:
+            """By node; others' share is of the first ones, the demand's of the last ones."""
+            others = sum(cpus for until, cpus in self.held if self.now < until)
+            left = filled(self.cpus(), others)
+            wanted = sum(bundle["CPU"] for bundle in self.demands[-1]) if self.demands else 0.0
+            self.given = self.given or 0 < wanted <= sum(left)
+            if self.given and not self.removed:
+                left = filled(left[::-1], wanted)[::-1]
+            return {str(i): {"CPU": cpus} for i, cpus in enumerate(left)}
+
+        def state(_: str) -> dict[str, str]:
+            free()
+            return {"state": "CREATED" if self.given else "PENDING"}
 
         def demand(bundles: list[dict[str, float]], **_: Any) -> str:
             self.demands.append(bundles)
@@ -70,12 +83,24 @@ class Cluster:
             return self.going
 
         monkeypatch.setattr(group, "draining", draining)
-        monkeypatch.setattr(ray, "available_resources", free)
+        monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": sum(node["CPU"] for node in free().values())})
+        monkeypatch.setattr(import_module("ray._private.state"), "available_resources_per_node", free)
         placement = import_module("ray.util.placement_group")
+        monkeypatch.setattr(placement, "placement_group_table", state)
         monkeypatch.setattr(placement, "placement_group", demand)
         monkeypatch.setattr(placement, "remove_placement_group", remove)
         monkeypatch.setattr(group, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: self.now))
         return self
+
+
+def filled(nodes: list[float], amount: float) -> list[float]:
+    """What is left of them where so much is taken, one after the other."""
+    left = []
+    for cpus in nodes:
+        taken = min(cpus, amount)
+        left.append(cpus - taken)
+        amount -= taken
+    return left
 
 
 def run(workers: int | Elastic, **fields: Any) -> Run:
@@ -94,12 +119,14 @@ def run(workers: int | Elastic, **fields: Any) -> Run:
         (Cluster([(0, 1), (90, 2)]), 3, 3, 90),  # nodes that come
         (Cluster([(0, 2), (90, 2)]), Elastic(2, 4), 2, 0),  # what there is, is enough
         (Cluster([(0, 1), (90, 2)]), Elastic(2, 4), 2, 90),
+        (Cluster([(0, 1), (90, 1)]), 2, 2, 90),  # exactly what was demanded, and is held by the demand
+        (Cluster([(0, 2)], [(60, 2)]), 2, 2, 60),
     ],
 )
 def test_how_many_start_and_when(
     monkeypatch: pytest.MonkeyPatch, cluster: Cluster, workers: int | Elastic, number: int, seconds: float
 ) -> None:
-    cluster = replace(cluster, demands=[], now=0.0, removed=0).install(monkeypatch)
+    cluster = replace(cluster, demands=[], now=0.0, removed=0, given=False).install(monkeypatch)
     lines: list[str] = []
     assert awaited(run(workers), "cpu", 0.0, 2.0, lines.append) == number
     assert cluster.now == seconds
@@ -118,7 +145,20 @@ def test_too_few_nodes_are_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPat
 
 def test_own_workers_count_as_room(monkeypatch: pytest.MonkeyPatch) -> None:
     Cluster([(0, 8)], [(99, 2.0)]).install(monkeypatch)
-    assert int(available(run(Elastic(1, 8), cpus=0.5), "cpu", held=2)) == 14
+    assert available(run(Elastic(1, 8), cpus=0.5), "cpu", held=2) == 14
+
+
+def test_room_in_halves_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    Cluster([(0, 1.5), (0, 0.5), (0, 2)], [(99, 1.0)]).install(monkeypatch)
+    assert available(run(4), "cpu") == 2  # half a CPU on each of two nodes is no room for a worker
+
+
+def test_nodes_for_data_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster([(0, 4)]).install(monkeypatch)
+    lines: list[str] = []
+    with pytest.raises(UserError, match="too few nodes"):
+        awaited(run(1, data_on="group=cpu"), "cpu", 1.0, 1.0, lines.append)
+    assert "and CPUs of group=cpu for data stages" in lines[0] and cluster.removed == 1
 
 
 # ---------------------------------------------------------------------------------------- one after another
@@ -242,6 +282,18 @@ def test_a_failure_that_needs_the_user_ends_it(monkeypatch: pytest.MonkeyPatch, 
             trained(monkeypatch, tmp_path, [fails], workers=2)
 
 
+def test_who_has_collapsed_is_not_started_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, board: Board) -> None:
+    """Rank 0 said so, and another was lost before all had stopped."""
+    Cluster([(0, 4)]).install(monkeypatch)
+
+    def collapses(_: int) -> None:
+        (tmp_path / "collapsed.json").write_text('{"step": 5, "feature_std": 0.01}')
+        dies(5, board=board)(2)
+
+    sizes, _ = trained(monkeypatch, tmp_path, [collapses], workers=2, collapse_std=0.1)
+    assert sizes == [2]
+
+
 def test_an_elastic_run_shrinks_and_grows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, board: Board) -> None:
     """Four workers on two nodes, of which one is lost; then two, until there is room for four and rank 0 asks."""
     cluster = Cluster([(0, 2), (0, 2)]).install(monkeypatch)
@@ -271,6 +323,18 @@ def test_room_for_more_is_told_while_it_trains(monkeypatch: pytest.MonkeyPatch, 
         assert told(monkeypatch, board).wait(10)
     board.leave()
     assert board.left() == "room for 8 workers" and not board.asked()
+
+
+def test_nodes_that_data_needs_are_missed_aloud(monkeypatch: pytest.MonkeyPatch, board: Board) -> None:
+    """Two workers and a node for their data, which is lost; said once."""
+    cluster = Cluster([(0, 2), (0, 1)]).install(monkeypatch)
+    monkeypatch.setattr(group, "LOOKING", 0.01)
+    with watched(run(2), "cpu", 1.0, 2, Actor(board)):
+        assert all(cluster.looks.acquire(timeout=10) for _ in range(6)) and not board.read()[1]
+        cluster.nodes.pop()
+        assert all(cluster.looks.acquire(timeout=10) for _ in range(9))
+    assert board.read()[1] == ["[yellow]nodes were lost: training may wait for others to make its data[/]"]
+    assert not board.asked()
 
 
 def told(monkeypatch: pytest.MonkeyPatch, board: Board) -> threading.Event:

@@ -1,6 +1,7 @@
 """The loop without Ray, on the smallest of methods."""
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from methods.optim import Optimizer
 from methods.views import View
 from pipelines.errors import UserError
 from pipelines.feed import ResidentFeed, Share
-from pipelines.loop import Meter, NotFinite, Training, embed, train
+from pipelines.loop import Meter, NotFinite, Training, embed, train, usage
 
 
 class Toy(Method):
@@ -99,8 +100,17 @@ def test_stop_epoch_stops_within_the_schedule() -> None:
 
 def test_stops_where_an_epochs_end_says_so_after_its_checkpoint() -> None:
     it, saved = training(), list[int]()
-    train(it, feed(), on_epoch=lambda clock, batch: clock.epoch == 2, checkpoint=lambda end: saved.append(it.step))
+    asked: list[int] = []
+
+    def leaving() -> bool:
+        """Also at that step: who stops for good does not leave for others to go on."""
+        asked.append(it.step)
+        return it.step == 2 * it.steps_per_epoch
+
+    save: Callable[[bool], None] = lambda end: saved.append(it.step)  # noqa: E731
+    train(it, feed(), on_epoch=lambda clock, batch: clock.epoch == 2, checkpoint=save, leaving=leaving)
     assert it.clock().epoch == 2 and saved == [it.steps_per_epoch, 2 * it.steps_per_epoch]
+    assert asked == [it.steps_per_epoch]
 
 
 @pytest.mark.parametrize(("at", "expected"), [(6, [(4, True), (6, False)]), (8, [(4, True), (8, False)])])
@@ -108,6 +118,21 @@ def test_leaves_with_a_checkpoint_where_it_is_asked_to(at: int, expected: list[t
     it, saved = training(), list[tuple[int, bool]]()
     train(it, feed(), log_steps=3, checkpoint=lambda end: saved.append((it.step, end)), leaving=lambda: it.step == at)
     assert it.step == at and saved == expected  # epochs of four, the end of which may be no checkpoint
+
+
+def test_a_gpu_that_cannot_be_asked_has_no_curve_of_its_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NVMLError(Exception):
+        """As NVIDIA's library has it: of parts of a GPU, for instance."""
+
+    def refused() -> int:
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**21)
+    monkeypatch.setattr(torch.cuda, "utilization", refused)
+    assert usage() == {"gpu_memory_mib": 2.0}
+    monkeypatch.setattr(torch.cuda, "utilization", lambda: 40)
+    assert usage() == {"gpu_memory_mib": 2.0, "gpu_utilization": 0.4}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

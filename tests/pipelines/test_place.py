@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
-from pipelines.place import fitting, for_workers, placed, room
+from pipelines.place import check_labels, fitting, for_workers, placed, room
 from pipelines.recipe import Elastic, Run, find_recipe
 
 CLUSTER = {"CPU": 4.0, "object_store_memory": 2.0**30}
@@ -41,6 +41,17 @@ def node(cpus: float, gpus: float = 0.0, alive: bool = True, **labels: str) -> d
     return {"Alive": alive, "Resources": {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}, "Labels": labels}
 
 
+def test_labels_that_no_node_has_are_refused() -> None:
+    nodes = [node(4, group="cpu"), node(4, alive=False, group="gone"), node(0, group="head")]
+    check_labels(Run(train_on="group=cpu", data_on="group=cpu"), nodes)
+    check_labels(Run(), nodes)
+    for label in ("group=cpus", "group=gone", "group=head"):
+        with pytest.raises(UserError, match=rf"the label {label} of --run.data-on: start one with .*--labels {label}"):
+            check_labels(Run(data_on=label), nodes)
+        with pytest.raises(UserError, match="of --run"):
+            check_labels(Run(train_on=label), nodes)
+
+
 def test_room_is_counted_node_by_node() -> None:
     run = Run(workers=Elastic(1, 8), cpus=1.5)
     nodes = [node(4), node(4), node(2, alive=False)]
@@ -56,6 +67,8 @@ def test_room_is_counted_node_by_node() -> None:
     assert room(replace(run, gpus=2), "cuda", mixed, 0.0) == 1
     assert room(replace(run, train_on="group=gpu"), "cpu", mixed, 0.0) == 2
     assert room(replace(run, train_on="group=none"), "cpu", mixed, 0.0) == 0
+    assert room(replace(run, data_on="group=cpu"), "cuda", mixed, 1.0) == 0  # nobody would make the data
+    assert room(replace(run, data_on="group=gpu"), "cuda", mixed, 1.0) == 2
     tenth = Run(workers=2, cpus=0.45, share=1 / 3)  # a share is of all nodes together
     assert room(tenth, "cpu", [node(2), node(2), node(2)], 0.0) == 2
     assert room(tenth, "cpu", [node(2), node(2)], 0.0) == 1

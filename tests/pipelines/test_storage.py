@@ -22,6 +22,7 @@ import torch
 
 from pipelines import storage
 from pipelines.errors import UserError
+from pipelines.sources import Data, open_source
 from pipelines.storage import PATIENCE, PAUSES, Checkpoints, Folder, open_folder
 
 STATE: dict[str, Any] = {"weights": torch.arange(1000.0), "step": 3, "nested": {"list": [1, 2.5, "x", None]}}
@@ -454,11 +455,21 @@ def test_the_disk_has_it_before_it_counts(tmp_path: Path, monkeypatch: pytest.Mo
     assert "step-00000001.json" not in seen[3][1] and seen[4][1] == ["step-00000001.json", "step-00000001.pt"]
 
 
-@pytest.mark.parametrize("uri", ["s3://AKIAX:hunter2@bucket/x?region=r", "s3://AKIAX:hun/ter2@bucket/x?region=r"])
-def test_keys_in_an_address_are_refused_and_not_repeated(uri: str) -> None:
-    with pytest.raises(UserError) as told:
-        open_folder(uri)
-    assert "ter2" not in str(told.value) and "AKIAX" not in str(told.value) and "s3://...@bucket/x" in str(told.value)
+@pytest.mark.parametrize("what", [open_folder, lambda uri: open_source(uri, Data())])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAX:hunter2@bucket/x?region=r",
+        "s3://AKIAX:hun/ter2@bucket/x?region=r",
+        "s3://bucket/x?region=r&secret_key=hunter2",
+        "abfs://bucket/x?client_secret=hunter2",
+        "s3://bucket/x?X-Amz-Signature=hunter2",
+    ],
+)
+def test_keys_in_an_address_are_refused_and_not_repeated(uri: str, what: Callable[[str], Any]) -> None:
+    with pytest.raises(UserError, match="has keys in it") as told:
+        what(uri)
+    assert "ter2" not in str(told.value) and "AKIAX" not in str(told.value) and "bucket/x" in str(told.value)
 
 
 def test_an_addresss_query_stays_behind_the_path() -> None:
