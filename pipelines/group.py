@@ -95,7 +95,7 @@ def awaited(run: Run, device: str, spare: float, minutes: float, say: Callable[[
                 each = " and ".join(f"{amount:g} {name}" for name, amount in wanting.items())
                 has = ray.available_resources()
                 left = ", ".join(f"{has.get(name, 0.0):g} {name}" for name in wanting)
-                data = f", and CPUs of {run.data_on or 'any node'} for data stages" if spare else ""
+                data = f" and, for data stages, {spare:g} CPU{run.data_on and ' on ' + run.data_on}" if spare else ""
                 say(f"[yellow]waiting for room for {run.least} workers of {each}{data} (free: {left})[/]")
                 on = [selector(run.train_on)] * run.least if run.train_on else None
                 demand = placement_group([wanting] * run.least, bundle_label_selector=on)

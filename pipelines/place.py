@@ -79,10 +79,10 @@ def labelled(nodes: Sequence[Mapping[str, Any]], label: str) -> list[Mapping[str
 
 def check_labels(run: Run, nodes: Sequence[Mapping[str, Any]]) -> None:
     """Refuses labels that no node has: Ray waits in silence for one."""
-    for option, label in (("--run.train-on", run.train_on), ("--run.data-on", run.data_on)):
-        if not any(node["Resources"].get("CPU", 0.0) >= min(1.0, run.cpus) for node in labelled(nodes, label)):
+    for option, label, cpus in (("--run.train-on", run.train_on, run.cpus), ("--run.data-on", run.data_on, 1.0)):
+        if label and not any(node["Resources"].get("CPU", 0.0) >= cpus for node in labelled(nodes, label)):
             raise UserError(
-                f"no node of the cluster with CPUs has the label {label} of {option}: start one with `ray start "
+                f"no node of {cpus:g} CPUs or more has the label {label} of {option}: start one with `ray start "
                 f"--labels {label}`, give another label, or the minutes until one is there, --run.wait"
             )
 

@@ -158,7 +158,9 @@ def test_nodes_for_data_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     with pytest.raises(UserError, match="too few nodes"):
         awaited(run(1, data_on="group=cpu"), "cpu", 1.0, 1.0, lines.append)
-    assert "and CPUs of group=cpu for data stages" in lines[0] and cluster.removed == 1
+    assert (
+        "1 workers of 1 CPU and, for data stages, 1 CPU on group=cpu (free: 4 CPU)" in lines[0] and cluster.removed == 1
+    )
 
 
 # ---------------------------------------------------------------------------------------- one after another
