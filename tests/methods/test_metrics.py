@@ -392,12 +392,10 @@ def test_linear_learns_what_is_separable_and_nothing_from_random_labels() -> Non
     test, test_labels = blobs(400, 4, 16, 0.05, seed=1)
     assert linear(train, train_labels, test, test_labels, SHORT)["top1"] == 1.0
     noise = torch.randn(500, 16, generator=torch.Generator().manual_seed(2))
-    # chance is 1/4; the standard deviation of 400 tries is 0.022
-    assert abs(linear(noise, train_labels, test, test_labels, SHORT)["top1"] - 0.25) < 0.15
     shuffled = train_labels[torch.randperm(500, generator=torch.Generator().manual_seed(3))]
     unseen = torch.randn(4000, 16, generator=torch.Generator().manual_seed(4))
     chance = linear(noise, shuffled, unseen, torch.arange(4000) % 4, SHORT)["top1"]
-    assert abs(chance - 0.25) < 0.03  # more than four standard deviations
+    assert abs(chance - 0.25) < 0.03  # more than four standard deviations of 4,000 tries, each for itself
 
 
 def test_linear_is_a_function_of_its_seed() -> None:
