@@ -8,6 +8,7 @@ Legend: N usable samples, B global batch, W ranks, b = B / W share of a rank, S 
 
 import math
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -256,6 +257,7 @@ class StreamFeed:
         self.noisy = noisy
         self.nodes = nodes
         self.steps = len(usable) // share.batch_size
+        self.name = f"feed-{uuid.uuid4().hex}"
         self.rows, self.seconds = 0, 0.0  # made by data tasks, since `made` was asked
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -303,7 +305,7 @@ class StreamFeed:
 
         stage = stage_of(self.source, self.data, self.views if self.views_on_data else {}, self.seed, epoch)
         most = self.rows_of_a_task(pieces)
-        dataset = piecewise(pieces, Timed(stage), task_cpus=self.task_cpus, most=most, nodes=self.nodes)
+        dataset = piecewise(pieces, Timed(stage), task_cpus=self.task_cpus, most=most, nodes=self.nodes, name=self.name)
         dataset.context.execution_options.preserve_order = True
         dataset.context.execution_options.resource_limits = ExecutionResources(cpu=self.cpus)
         for block in blocks_of(dataset):
@@ -368,10 +370,21 @@ class Timed:
 
 
 def piecewise(
-    pieces: list[Piece], stage: Stage, *, task_cpus: float, most: int = 256, nodes: Mapping[str, str] | None = None
+    pieces: list[Piece],
+    stage: Stage,
+    *,
+    task_cpus: float,
+    most: int = 256,
+    nodes: Mapping[str, str] | None = None,
+    name: str = "",
 ) -> Any:
     """A Ray Dataset of `stage` over lists of pieces, a Ray Data task for each list, of at most `most` rows, on nodes
-    with these labels."""
+    with these labels.
+
+    Args:
+        name: of datasets that are read one after the other. Ray keeps the figures of each name for as long as the
+            cluster lives, and would give each dataset one of its own.
+    """
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -386,6 +399,8 @@ def piecewise(
 
     dataset = numbers.map_batches(run, batch_size=1, num_cpus=task_cpus)  # type: ignore[arg-type]
     dataset.context.execution_options.label_selector = dict(nodes) if nodes else None
+    if name:
+        dataset.get_dataset_id = lambda: name  # type: ignore[method-assign]
     return dataset
 
 

@@ -1,6 +1,7 @@
 """Both feeds: each sample at most once an epoch, the same steps on every rank, exact from any step, any ranks."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,9 @@ def test_tasks_keep_rows_and_order() -> None:
 def test_stream_is_exact_from_any_step_and_agrees_with_resident(
     ray_cluster: None, images: tuple[Path, Path], views_on_data: bool
 ) -> None:
+    import ray
+    from ray.data._internal.stats import get_or_create_stats_actor
+
     source, data = source_of(images[0])
     usable = selected(source, None)
     found = survey(source, usable, data, keep=True, what="train")
@@ -132,6 +136,10 @@ def test_stream_is_exact_from_any_step_and_agrees_with_resident(
             assert torch.equal(batch[f"{name}.parameters"], parameters)
             difference = batch[name].int() - view.apply(images_, parameters).int()
             assert difference.abs().max() <= 1
+        actor: Any = get_or_create_stats_actor()
+        known = ray.get(actor.get_datasets.remote())
+        assert feed.name in known and len(list(feed.batches(2))) == 10
+        assert ray.get(actor.get_datasets.remote()).keys() == known.keys()  # of which each is kept: no more by epoch
 
 
 @pytest.mark.ray
