@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -292,13 +293,13 @@ async def follow(client: Client, job: str) -> JobDetails:
         UserError: the cluster did not answer for PATIENCE seconds, or no longer knows the job.
     """
     loop = asyncio.get_running_loop()
-    printed, pause, answered, lost, ended, told = 0, PAUSES[0], loop.time(), False, False, ""
+    printed, pause, answered, lost, ended, told = 0, PAUSES[0], time.monotonic(), False, False, ""
     while True:
         came, whole, stream = 0, False, cast(AsyncGenerator[str], client.tail_job_logs(job))
         try:
             async with asyncio.timeout(SILENCE) as limit, aclosing(stream):
                 async for text in stream:
-                    came, answered = came + len(text), loop.time()
+                    came, answered = came + len(text), time.monotonic()
                     if came > printed:
                         print(text[len(text) - (came - printed) :], end="", flush=True)
                         printed, pause = came, PAUSES[0]
@@ -313,7 +314,7 @@ async def follow(client: Client, job: str) -> JobDetails:
                 raise UserError(
                     f"the cluster knows no job {job}: its head was started anew, or the ID is wrong"
                 ) from error
-            if loop.time() - answered > PATIENCE:
+            if time.monotonic() - answered > PATIENCE:
                 raise
             if not lost:
                 say(f"no answer from the cluster ({_reason(error)}): trying again for {PATIENCE / 60:g} minutes")
@@ -321,7 +322,7 @@ async def follow(client: Client, job: str) -> JobDetails:
         else:
             if lost:
                 say("the cluster answers again")
-            answered, lost = loop.time(), False
+            answered, lost = time.monotonic(), False
             if details.status.is_terminal():
                 if whole or ended:
                     return details

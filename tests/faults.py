@@ -158,8 +158,9 @@ def struck(kind: str, after: float, driver: subprocess.Popen[bytes], head: Head,
         driver.wait(after)
     limit = time.monotonic() + LIMIT
     while driver.poll() is None and time.monotonic() < limit:
+        with suppress(subprocess.TimeoutExpired):
+            driver.wait(0.001)  # a checkpoint in the making is there for milliseconds
         if kind == "checkpoint" and not any(name.endswith(".tmp") for name in names(run / "checkpoints")):
-            time.sleep(0.001)  # they are there for milliseconds
             continue
         among = [psutil.Process(driver.pid)] if kind == "driver" else head.processes()
         victims = [process for process in among if VICTIMS[kind].search(called(process))]

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zipfile import ZipFile
 
@@ -302,6 +303,8 @@ class Dashboard:
         self.away = 0
         """How many questions about the job have no answer."""
         self.delay = 0.0
+        self.sends: Callable[[], None] = lambda: None
+        """Called before each piece of a stream."""
         self.streams, self.stops = 0, 0
         self.submitted: dict[str, Any] = {}
         self.package = b""
@@ -379,6 +382,7 @@ class Dashboard:
             self.log if self.streams % 2 else [log[i : i + 9] for i in range(0, len(log), 9)]
         )  # never the same ones
         for text in pieces[: 2 if broken else None]:
+            self.sends()
             await socket.send_str(text)
         if broken == "abort" and request.transport:
             request.transport.abort()
@@ -529,21 +533,17 @@ def test_a_cluster_that_does_not_answer_for_a_while_is_asked_again(
 def test_a_log_that_comes_is_an_answer(
     dashboard: Dashboard, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A log that flows for longer than a cluster is waited for, and then a moment without an answer."""
-    monkeypatch.setattr(submit, "PATIENCE", 1.0)
-    dashboard.endless, dashboard.status = True, "RUNNING"
+    """A log that flows for longer than a cluster is waited for, each line a while after the one before, and then a
+    moment without an answer."""
+    now = [0.0]
 
-    def go() -> None:
-        begun = time.monotonic()
-        while time.monotonic() - begun < 1.5:
-            dashboard.log.append(f"{time.monotonic()}\n")
-            time.sleep(0.05)
-        dashboard.away, dashboard.status, dashboard.endless = 2, "SUCCEEDED", False
+    def later() -> None:
+        now[0] += 0.9 * submit.PATIENCE
 
-    going = threading.Thread(target=go)
-    going.start()
+    monkeypatch.setattr(submit, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    dashboard.sends, dashboard.away = later, 2
     assert submitted(dashboard, project) == 0
-    going.join(10)
+    assert now[0] > 1.5 * submit.PATIENCE
     assert "the cluster answers again" in capsys.readouterr().err
 
 
