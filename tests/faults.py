@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,9 @@ class Soak:
 
 
 @contextmanager
-def bench(images: Images, cpus: int, memory: int = 400_000_000) -> Iterator[tuple[Head, Path, str]]:
+def bench(
+    images: Images, cpus: int, memory: int = 400_000_000, variables: Mapping[str, str] = {}
+) -> Iterator[tuple[Head, Path, str]]:
     """(A cluster, a folder, the files of images)."""
     with tempfile.TemporaryDirectory() as made:
         folder = images.keep or Path(made)
@@ -92,8 +94,7 @@ def bench(images: Images, cpus: int, memory: int = 400_000_000) -> Iterator[tupl
             command = [sys.executable, "-m", "pipelines", "data", "shapes", "--images", "2400", "--to"]
             subprocess.run([*command, str(folder / "shapes")], cwd=ROOT, check=True)
             files = str(folder / "shapes" / "train-*.parquet")
-        variables = {"RAY_worker_niceness": "0"}
-        with heads.head(folder.resolve(), cpus, memory, **variables) as head:
+        with heads.head(folder.resolve(), cpus, memory, **{"RAY_worker_niceness": "0", **variables}) as head:
             yield head, folder.resolve(), files
 
 
@@ -394,10 +395,17 @@ def shared() -> int:
     return len(os.listdir("/dev/shm"))
 
 
+BOUNDED = {
+    "RAY_task_events_max_num_task_in_gcs": "500",
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "100",
+}
+"""Ray's head keeps records of the last 100,000 tasks and 100,000 actors: half an hour would see only its growth."""
+
+
 def soak(options: Soak) -> int:
     """Memory is a process's own (USS, MiB), of each kind the largest; files are its descriptors. Shown are medians of
     the thirds of the time: what grows by a tenth and 20 from the second to the last is not flat."""
-    with bench(options.images, 4) as (head, folder, files):
+    with bench(options.images, 4, variables=BOUNDED) as (head, folder, files):
         run, log, before = folder / "soak", folder / "soak.log", shared()
         words = recipe(files, folder, "soak", "--epochs", "100000", "--run.workers", "2", "--run.feed", "stream")
         process = begin(head, log, words)
